@@ -1,0 +1,3 @@
+//! Commands.
+/// Runs the command line.
+pub fn main() -> std::process::ExitCode { std::process::ExitCode::SUCCESS }

@@ -1,0 +1,2 @@
+//! Room: sys.
+#![allow(unsafe_code)]
