@@ -487,3 +487,6 @@ fn encode_upper(kind: KeyKind, bytes: &[u8; 32]) -> Zeroizing<String> {
     );
     text
 }
+
+#[cfg(test)]
+mod tests;
