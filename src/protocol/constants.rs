@@ -1,0 +1,119 @@
+//! Every number of the protocol, in one place. The text behind each is in `docs/PROTOCOL.md`.
+
+use std::time::Duration;
+
+/// The version in byte 1 of every cold-open datagram.
+pub const VERSION: u8 = 1;
+
+/// Bytes of the transport header, all of it authenticated: type, flags, lane, path, index, counter.
+pub const HEADER: usize = 16;
+/// Bytes of the AEAD tag at the end of every transport datagram.
+pub const TAG: usize = 16;
+/// The shortest transport datagram: an empty plaintext.
+pub const MIN_TRANSPORT: usize = HEADER + TAG;
+
+/// The lane number of the control lane.
+pub const CONTROL_LANE: u8 = 255;
+/// The most data lanes one session can have.
+pub const MAX_LANES: u8 = 16;
+/// The lanes this version offers.
+pub const LANES: u8 = 1;
+
+/// Replay window of a data lane, in datagrams.
+pub const DATA_WINDOW: u64 = 65_536;
+/// Replay window of the control lane, in datagrams.
+pub const CONTROL_WINDOW: u64 = 1_024;
+
+/// Datagrams all lanes of one direction may seal under one session's keys.
+pub const SEAL_DATAGRAMS: u64 = 1 << 28;
+/// Plaintext bytes all lanes of one direction may seal under one session's keys.
+pub const SEAL_BYTES: u64 = 1 << 38;
+
+/// When Knock and Init are sent, counted from the first sending of each.
+pub const COLD_RESENDS: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(900), Duration::from_millis(2_100)];
+/// A cold-open attempt ends this long after its first Knock.
+pub const ATTEMPT_TIME: Duration = Duration::from_secs(5);
+/// The pause after the first failed attempt; it doubles with each further one.
+pub const PAUSE_FIRST: Duration = Duration::from_millis(500);
+/// The longest pause between attempts, before the jitter of ±25 %.
+pub const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// The pause after a Response that refuses the link.
+pub const PAUSE_REFUSED: Duration = Duration::from_secs(30);
+/// The most addresses knocked in one attempt.
+pub const MAX_ADDRESSES: usize = 4;
+/// Failed attempts after which a new local port is opened.
+pub const FAILURES_TO_NEW_PORT: u32 = 6;
+
+/// A token is taken no longer than this after it was made.
+pub const TOKEN_AGE: Duration = Duration::from_secs(10);
+/// A recorded Knock is answered again no longer than this after its first answer.
+pub const KNOCK_AGE: Duration = Duration::from_secs(10);
+/// How many answered nonces the knock memory holds.
+pub const KNOCK_MEMORY: usize = 1_024;
+/// Accepted Inits are at least this far apart: it caps the DH operations a thief of a key can cost us.
+pub const INIT_SPACING: Duration = Duration::from_millis(100);
+/// How often a cached Response is sent again for a repeated Init.
+pub const RESPONSE_RESENDS: u8 = 5;
+/// How long the cached Init and Response are kept.
+pub const RESPONSE_CACHE: Duration = Duration::from_secs(10);
+
+/// A bootstrap session is wiped this long after it was made or established.
+pub const BOOT_LIFE: Duration = Duration::from_secs(10);
+/// `prev` is wiped this long after the first datagram opened under `cur`.
+pub const PREV_LIFE: Duration = Duration::from_secs(10);
+/// An unconfirmed data session is kept this long.
+pub const ANSWERED_DATA_LIFE: Duration = Duration::from_secs(180);
+/// An unconfirmed rekeyed session is kept this long after its parent is gone.
+pub const ANSWERED_AFTER_PARENT: Duration = Duration::from_secs(10);
+/// The most unconfirmed sessions held.
+pub const MAX_ANSWERED: usize = 3;
+/// The highest epoch an end takes part in.
+pub const MAX_EPOCH: u32 = 1 << 31;
+
+/// The session's initiator starts a rekey this long after establishment.
+pub const REKEY_INITIATOR: Duration = Duration::from_secs(120);
+/// The session's responder starts one if nothing came by then.
+pub const REKEY_RESPONDER: Duration = Duration::from_secs(150);
+/// `cur` is wiped this long after establishment.
+pub const SESSION_LIFE: Duration = Duration::from_secs(180);
+/// The same as `prev`.
+pub const SESSION_LIFE_PREV: Duration = Duration::from_secs(190);
+/// The bytes of a rekey message in one Control datagram.
+pub const REKEY_PART: usize = 512;
+/// The first resend of a RekeyInit is no earlier than this.
+pub const REKEY_RESEND_MIN: Duration = Duration::from_millis(250);
+/// The spacing of RekeyInit resends doubles up to this.
+pub const REKEY_RESEND_MAX: Duration = Duration::from_secs(2);
+/// M2 is sent again no more often than this.
+pub const REKEY_ANSWER_SPACING: Duration = Duration::from_millis(100);
+
+/// Reports missed until the peer counts as gone.
+pub const MISSED_REPORTS: u32 = 3;
+/// The shortest report interval an end may announce, in milliseconds.
+pub const INTERVAL_MIN_MS: u32 = 50;
+/// The longest report interval an end may announce, in milliseconds.
+pub const INTERVAL_MAX_MS: u32 = 60_000;
+/// The initiator of a data session repeats its confirming Report this often until it opens something.
+pub const CONFIRM_SPACING: Duration = Duration::from_millis(200);
+/// Reports sent out of turn are at least this far apart.
+pub const REPORT_SPACING: Duration = Duration::from_millis(20);
+/// An idle data lane seals an empty datagram this often.
+pub const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Goodbye is sent this often …
+pub const GOODBYES: u8 = 3;
+/// … this far apart.
+pub const GOODBYE_SPACING: Duration = Duration::from_millis(50);
+
+/// Checks sent to a candidate address and to the current one.
+pub const PATH_CHECKS: u8 = 3;
+/// The shortest spacing of those checks; the RTT where it is longer.
+pub const PATH_CHECK_SPACING: Duration = Duration::from_millis(200);
+/// One candidate a second at most.
+pub const CANDIDATE_SPACING: Duration = Duration::from_secs(1);
+/// A candidate that proved needless is left alone this long.
+pub const CANDIDATE_IGNORE: Duration = Duration::from_secs(10);
+
+/// Each notice of a stranger, a cause or a mismatch is given at most this often.
+pub const NOTICE_SPACING: Duration = Duration::from_secs(60);

@@ -1,0 +1,254 @@
+//! Control messages: what travels sealed on lane 255, by the byte.
+
+use super::{
+    constants::*,
+    wire::{Malformed, Reader},
+};
+
+/// The three liveness states of RFC 5880 §6.8.6, with the numbers of its §4.1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// The peer is not heard.
+    #[default]
+    Down = 1,
+    /// The peer is heard, and does not say yet that it hears us.
+    Init = 2,
+    /// Both hear each other.
+    Up = 3,
+}
+
+/// The cumulative counters of one lane, as its owner sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneReport {
+    /// Datagrams sealed.
+    pub sent: u64,
+    /// Datagrams opened.
+    pub received: u64,
+    /// Datagrams that came a second time.
+    pub duplicate: u64,
+    /// Datagrams older than the window.
+    pub late: u64,
+    /// Datagrams that did not open.
+    pub failed: u64,
+}
+
+/// What an end says of itself each interval.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The sender's liveness state.
+    pub state: State,
+    /// How long `echo` was held before it was sent back, in microseconds.
+    pub hold_us: u32,
+    /// The sender's clock, in microseconds since its boot.
+    pub time_us: u64,
+    /// The newest `time_us` heard from the receiver, 0 for none.
+    pub echo: u64,
+    /// One entry a lane.
+    pub lanes: Vec<LaneReport>,
+}
+
+/// Which half of the rekey a part belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RekeySide {
+    /// M1.
+    Init,
+    /// M2.
+    Resp,
+}
+
+/// A control message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// A part of M1 or M2.
+    Rekey {
+        /// Which message.
+        side: RekeySide,
+        /// 0-based.
+        part: u8,
+        /// 1 or 3.
+        parts: u8,
+        /// At most 512 bytes.
+        bytes: &'a [u8],
+    },
+    /// See [`Report`].
+    Report(Report),
+    /// Do you hear me on this path?
+    PathCheck {
+        /// The lane it is asked for.
+        lane: u8,
+        /// Comes back in the answer.
+        cookie: [u8; 8],
+    },
+    /// I do.
+    PathAnswer {
+        /// As in the check.
+        lane: u8,
+        /// As in the check.
+        cookie: [u8; 8],
+    },
+    /// A datagram of a certain size, to find the path's MTU.
+    Probe {
+        /// Its size.
+        size: u16,
+    },
+    /// It came.
+    ProbeAck {
+        /// Its size.
+        size: u16,
+    },
+    /// The sender is closing.
+    Goodbye,
+    /// A kind of a later version.
+    Unknown(u8),
+}
+
+impl Message<'_> {
+    /// By the byte: see `docs/PROTOCOL.md`.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Message::Rekey { side, part, parts, bytes } => {
+                let kind = if *side == RekeySide::Init { 1 } else { 2 };
+                [&[kind, *part, *parts, 0], *bytes].concat()
+            }
+            Message::Report(report) => encode_report(report),
+            Message::PathCheck { lane, cookie } => [&[4, *lane, 0, 0], &cookie[..]].concat(),
+            Message::PathAnswer { lane, cookie } => [&[5, *lane, 0, 0], &cookie[..]].concat(),
+            Message::Probe { size } => {
+                let mut out = vec![0; usize::from(*size).saturating_sub(MIN_TRANSPORT).max(4)];
+                out[0] = 6;
+                out[2..4].copy_from_slice(&size.to_be_bytes());
+                out
+            }
+            Message::ProbeAck { size } => [&[7, 0], &size.to_be_bytes()[..]].concat(),
+            Message::Goodbye => vec![8],
+            Message::Unknown(kind) => vec![*kind],
+        }
+    }
+
+    /// Reads a control message.
+    ///
+    /// # Errors
+    /// [`Malformed`] for a wrong length, a non-zero reserved byte, or a value out of its range.
+    pub fn parse(bytes: &[u8]) -> Result<Message<'_>, Malformed> {
+        let (&kind, rest) = bytes.split_first().ok_or(Malformed)?;
+        let mut r = Reader(rest);
+        let message = match kind {
+            1 | 2 => return parse_rekey(if kind == 1 { RekeySide::Init } else { RekeySide::Resp }, r),
+            3 => Message::Report(parse_report(&mut r)?),
+            4 | 5 => {
+                let lane = r.u8()?;
+                r.zeros::<2>()?;
+                let cookie = r.array()?;
+                if kind == 4 { Message::PathCheck { lane, cookie } } else { Message::PathAnswer { lane, cookie } }
+            }
+            6 => {
+                r.zeros::<1>()?;
+                return Ok(Message::Probe { size: r.u16()? }); // the rest is what is being measured
+            }
+            7 => {
+                r.zeros::<1>()?;
+                Message::ProbeAck { size: r.u16()? }
+            }
+            8 => Message::Goodbye,
+            other => return Ok(Message::Unknown(other)),
+        };
+        r.end()?;
+        Ok(message)
+    }
+}
+
+fn parse_rekey(side: RekeySide, mut r: Reader<'_>) -> Result<Message<'_>, Malformed> {
+    let (part, parts) = (r.u8()?, r.u8()?);
+    r.zeros::<1>()?;
+    let bytes = r.0;
+    if part >= parts || bytes.is_empty() || bytes.len() > REKEY_PART {
+        return Err(Malformed);
+    }
+    Ok(Message::Rekey { side, part, parts, bytes })
+}
+
+fn encode_report(report: &Report) -> Vec<u8> {
+    let mut out = vec![3, report.state as u8, report.lanes.len() as u8, 0];
+    out.extend_from_slice(&report.hold_us.to_be_bytes());
+    out.extend_from_slice(&report.time_us.to_be_bytes());
+    out.extend_from_slice(&report.echo.to_be_bytes());
+    for lane in &report.lanes {
+        for n in [lane.sent, lane.received, lane.duplicate, lane.late, lane.failed] {
+            out.extend_from_slice(&n.to_be_bytes());
+        }
+    }
+    out
+}
+
+fn parse_report(r: &mut Reader<'_>) -> Result<Report, Malformed> {
+    let state = match r.u8()? {
+        1 => State::Down,
+        2 => State::Init,
+        3 => State::Up,
+        _ => return Err(Malformed),
+    };
+    let lanes = r.u8()?;
+    r.zeros::<1>()?;
+    if !(1..=MAX_LANES).contains(&lanes) {
+        return Err(Malformed);
+    }
+    let mut report = Report { state, hold_us: r.u32()?, time_us: r.u64()?, echo: r.u64()?, lanes: Vec::new() };
+    for _ in 0..lanes {
+        report.lanes.push(LaneReport {
+            sent: r.u64()?,
+            received: r.u64()?,
+            duplicate: r.u64()?,
+            late: r.u64()?,
+            failed: r.u64()?,
+        });
+    }
+    Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lane() -> impl Strategy<Value = LaneReport> {
+        any::<[u64; 5]>().prop_map(|[sent, received, duplicate, late, failed]| LaneReport {
+            sent,
+            received,
+            duplicate,
+            late,
+            failed,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn reports_survive_the_trip(hold_us: u32, time_us: u64, echo: u64, lanes in prop::collection::vec(lane(), 1..=16)) {
+            let report = Report { state: State::Init, hold_us, time_us, echo, lanes };
+            let bytes = Message::Report(report.clone()).encode();
+            prop_assert_eq!(Message::parse(&bytes), Ok(Message::Report(report)));
+        }
+
+        #[test]
+        fn any_bytes_parse_or_are_malformed_and_what_parses_encodes_back(bytes in prop::collection::vec(any::<u8>(), 0..700)) {
+            if let Ok(message) = Message::parse(&bytes) {
+                match message {
+                    // What follows is padding, or unknown.
+                    Message::Probe { .. } | Message::Unknown(_) => {}
+                    message => prop_assert_eq!(message.encode(), bytes),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lengths_are_exact() {
+        let check = Message::PathCheck { lane: 0, cookie: [7; 8] }.encode();
+        assert_eq!(check.len(), 12);
+        assert_eq!(Message::parse(&check[..11]), Err(Malformed));
+        assert_eq!(Message::parse(&[&check[..], &[0]].concat()), Err(Malformed));
+        assert_eq!(Message::parse(&[]), Err(Malformed));
+        assert_eq!(Message::parse(&[8]), Ok(Message::Goodbye));
+    }
+}

@@ -1,0 +1,351 @@
+//! The two halves of a link that the packet loops own: [`Sender`] seals what leaves, [`Receiver`] opens what comes.
+//!
+//! They are told what to do by updates that the engine hands out in order, and tell the engine by levels; what must
+//! wake it is a [`Notice`]. A notice that is lost is given again: nothing waits for one.
+
+use super::{
+    constants::*,
+    crypto::MacKey,
+    levels::Levels,
+    session::{LaneSealer, OpenError, Opening, SealError},
+    time::Time,
+    wire::{ColdCheck, Header, Kind, check_cold},
+};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+/// One of the link's UDP sockets: 0 is the first, another is opened when nothing answers for long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SocketId(pub u8);
+
+/// Where a datagram came from or goes: from which socket and own address, and which address of the peer's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Path {
+    /// The local socket.
+    pub socket: SocketId,
+    /// The own address a datagram came to, or must leave from; `None` leaves it to the routing table.
+    pub local: Option<IpAddr>,
+    /// The peer's address; never an IPv4-mapped one.
+    pub peer: SocketAddr,
+}
+
+/// What the engine hands to the egress loop.
+pub enum EgressUpdate {
+    /// Seal under this session from now on; `None` stops user data.
+    Session(Option<Box<LaneSealer>>),
+    /// Send there from now on.
+    Path(Option<Path>),
+    /// Seal one empty datagram: NAT mappings and counters stay alive on a line without traffic.
+    Keepalive,
+}
+
+/// The egress half: seals user frames of one lane.
+pub struct Sender {
+    sealer: Option<Box<LaneSealer>>,
+    path: Option<Path>,
+    keepalive: bool,
+    levels: Arc<Levels>,
+}
+
+impl Sender {
+    pub(super) fn new(levels: Arc<Levels>) -> Sender {
+        Sender { sealer: None, path: None, keepalive: false, levels }
+    }
+
+    /// Takes an update; looked for once a batch.
+    pub fn apply(&mut self, update: EgressUpdate) {
+        match update {
+            EgressUpdate::Session(sealer) => self.sealer = sealer,
+            EgressUpdate::Path(path) => self.path = path,
+            EgressUpdate::Keepalive => self.keepalive = true,
+        }
+    }
+
+    /// Where sealed datagrams go.
+    #[must_use]
+    pub fn path(&self) -> Option<Path> {
+        self.path
+    }
+
+    /// Whether an empty datagram was asked for since the last call.
+    pub fn take_keepalive(&mut self) -> bool {
+        std::mem::take(&mut self.keepalive)
+    }
+
+    /// Seals one frame in place: `datagram` is [`HEADER`] bytes of room, the frame, [`TAG`] bytes of room.
+    ///
+    /// # Errors
+    /// [`SealError`]; the frame is counted in [`super::levels::Drops::no_session`] and must not be sent.
+    pub fn seal(&mut self, flags: u8, datagram: &mut [u8]) -> Result<(), SealError> {
+        let sealed = match &mut self.sealer {
+            Some(sealer) if self.path.is_some() => sealer.seal(flags, datagram),
+            _ => Err(SealError::NoSession),
+        };
+        if sealed.is_err() {
+            self.levels.drops.no_session.bump();
+        }
+        sealed
+    }
+}
+
+/// What the engine hands to the ingress loop.
+pub enum IngressUpdate {
+    /// Open this session's datagrams too. Applied before the datagram that lets the peer use it is sent.
+    Install(Box<Opening>),
+    /// Forget the session with this index.
+    Remove(u32),
+    /// The session all is sent under, and the path: what comes from elsewhere is news.
+    Current {
+        /// Its index; `None` when there is no such session.
+        session: Option<u32>,
+        /// Where this end sends.
+        path: Option<Path>,
+    },
+}
+
+/// What the ingress half wants the engine to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The first datagram under this session was opened.
+    Opened {
+        /// Its index.
+        session: u32,
+    },
+    /// The newest datagram of `cur` came from or to another address than the one used.
+    Moved {
+        /// The session's index.
+        session: u32,
+        /// Where it came from and to.
+        path: Path,
+    },
+    /// A cold-open datagram whose MAC is not the peer's.
+    Stranger {
+        /// Where it came from.
+        source: SocketAddr,
+    },
+}
+
+/// What became of a received datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A user frame: the plaintext is `datagram[HEADER..len - TAG]`.
+    Frame {
+        /// The header's flags.
+        flags: u8,
+    },
+    /// A cold-open datagram whose MAC is right: the whole of it is for the engine.
+    Cold,
+    /// A control message: the plaintext is `datagram[HEADER..len - TAG]`, for the engine.
+    Control {
+        /// The index of the session it was opened under.
+        session: u32,
+        /// Its counter.
+        counter: u64,
+    },
+    /// A keepalive, or dropped and counted.
+    Nothing,
+}
+
+/// How long the same news is not repeated.
+const MOVED_SPACING: Duration = Duration::from_millis(200);
+
+/// The ingress half: opens what comes, and sorts it.
+pub struct Receiver {
+    key: MacKey,
+    sessions: Vec<Box<Opening>>,
+    current: Option<u32>,
+    path: Option<Path>,
+    levels: Arc<Levels>,
+    notices: VecDeque<Notice>,
+    candidate_after: Time,
+    moved_after: Time,
+    stranger_after: Time,
+}
+
+impl Receiver {
+    pub(super) fn new(key: MacKey, levels: Arc<Levels>) -> Receiver {
+        Receiver {
+            key,
+            sessions: Vec::new(),
+            current: None,
+            path: None,
+            levels,
+            notices: VecDeque::with_capacity(8),
+            candidate_after: Time(0),
+            moved_after: Time(0),
+            stranger_after: Time(0),
+        }
+    }
+
+    /// Takes an update; looked for once a batch, before anything of the batch is opened.
+    pub fn apply(&mut self, update: IngressUpdate) {
+        match update {
+            IngressUpdate::Install(opening) => {
+                self.sessions.retain(|s| s.index != opening.index);
+                self.sessions.push(opening);
+            }
+            IngressUpdate::Remove(index) => self.sessions.retain(|s| s.index != index),
+            IngressUpdate::Current { session, path } => (self.current, self.path) = (session, path),
+        }
+    }
+
+    /// Sorts one datagram, opening it in place if it is a transport datagram.
+    pub fn receive(&mut self, now: Time, path: Path, datagram: &mut [u8]) -> Received {
+        match Kind::of(datagram) {
+            Some(Kind::Data | Kind::Control) => self.transport(now, path, datagram),
+            _ => self.cold(now, path, datagram),
+        }
+    }
+
+    /// The next thing the engine should look at; asked after each batch.
+    pub fn poll_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
+    }
+
+    fn cold(&mut self, now: Time, path: Path, datagram: &[u8]) -> Received {
+        match check_cold(datagram, &self.key) {
+            ColdCheck::Authentic => return Received::Cold,
+            ColdCheck::Malformed => self.levels.drops.malformed.bump(),
+            ColdCheck::Unauthentic => {
+                self.levels.drops.unauthentic.bump();
+                if now >= self.stranger_after {
+                    self.stranger_after = now + NOTICE_SPACING;
+                    self.notice(Notice::Stranger { source: path.peer });
+                }
+            }
+        }
+        Received::Nothing
+    }
+
+    fn transport(&mut self, now: Time, path: Path, datagram: &mut [u8]) -> Received {
+        let Ok(header) = Header::parse(datagram) else {
+            self.levels.drops.malformed.bump();
+            return Received::Nothing;
+        };
+        let Some(session) = self.sessions.iter_mut().find(|s| s.index == header.index) else {
+            self.levels.drops.no_session.bump();
+            return Received::Nothing;
+        };
+        let opened = match header.kind {
+            Kind::Data => session.open_data(header, datagram),
+            _ if header.lane == CONTROL_LANE => Some(session.open_control(header.counter, datagram)),
+            _ => None,
+        };
+        match opened {
+            Some(Ok(newest)) => {
+                let first = session.levels().opened.get() == 0;
+                session.levels().hear(now);
+                self.note(now, path, header.index, first, newest);
+                sort(header, datagram.len())
+            }
+            Some(Err(OpenError::Replayed(_))) => self.drop(|d| &d.replayed),
+            Some(Err(OpenError::Unauthentic)) => self.drop(|d| &d.unauthentic),
+            None => self.drop(|d| &d.malformed),
+        }
+    }
+
+    fn drop(&self, which: impl Fn(&super::levels::Drops) -> &super::levels::Counter) -> Received {
+        which(&self.levels.drops).bump();
+        Received::Nothing
+    }
+
+    /// Tells the engine what an opened datagram means beyond its contents.
+    fn note(&mut self, now: Time, path: Path, session: u32, first: bool, newest: bool) {
+        if first {
+            self.notice(Notice::Opened { session });
+        }
+        if !newest || self.current != Some(session) || self.path == Some(path) {
+            return;
+        }
+        let same_peer = self.path.is_some_and(|p| p.peer == path.peer);
+        let (after, spacing) = if same_peer {
+            (&mut self.moved_after, MOVED_SPACING)
+        } else {
+            (&mut self.candidate_after, CANDIDATE_SPACING)
+        };
+        if now >= *after {
+            *after = now + spacing;
+            self.notice(Notice::Moved { session, path });
+        }
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        if self.notices.len() < self.notices.capacity() {
+            self.notices.push_back(notice);
+        }
+    }
+}
+
+/// Where an opened datagram goes.
+fn sort(header: Header, len: usize) -> Received {
+    match header.kind {
+        Kind::Control => Received::Control { session: header.index, counter: header.counter },
+        _ if len == MIN_TRANSPORT => Received::Nothing,
+        _ => Received::Frame { flags: header.flags },
+    }
+}
+
+/// What the loops put into the engine's mailbox, owned and of bounded size.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A cold-open datagram whose MAC is right.
+    Cold {
+        /// Where it came from and to.
+        path: Path,
+        /// The whole datagram.
+        datagram: Small,
+    },
+    /// An opened control message.
+    Control {
+        /// Where it came from and to.
+        path: Path,
+        /// The index of the session it was opened under.
+        session: u32,
+        /// Its counter.
+        counter: u64,
+        /// The plaintext.
+        message: Small,
+    },
+    /// See [`Notice`].
+    Notice(Notice),
+}
+
+/// Up to [`Small::MAX`] bytes, inline: a mailbox of these never allocates.
+#[derive(Clone)]
+pub struct Small {
+    bytes: [u8; Small::MAX],
+    len: u16,
+}
+
+impl Small {
+    /// The longest control message: a Report of 16 lanes has 664 bytes. Probes are longer, and cut: what follows
+    /// their head means nothing.
+    pub const MAX: usize = 680;
+
+    /// Copies the first [`Small::MAX`] bytes.
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Small {
+        let len = bytes.len().min(Small::MAX);
+        let mut small = Small { bytes: [0; Small::MAX], len: len as u16 };
+        small.bytes[..len].copy_from_slice(&bytes[..len]);
+        small
+    }
+}
+
+impl std::ops::Deref for Small {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl std::fmt::Debug for Small {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.len)
+    }
+}

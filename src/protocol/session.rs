@@ -1,0 +1,302 @@
+//! Session keys, split into halves: what seals and what opens, each owned by one loop and never shared.
+//!
+//! A half cannot be cloned, so a counter cannot be used twice. A bootstrap session has no data lanes at all: user
+//! data cannot be sealed or opened in it, whatever the code around it does.
+
+use super::{
+    constants::*,
+    crypto::CryptoFailure,
+    handshake::{LaneKey, Root},
+    levels::{LaneLevels, SessionLevels},
+    replay::{Replay, Window},
+    wire::{Header, Kind, cipher_bits},
+};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// The AEAD of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cipher {
+    /// AES-256-GCM.
+    Aes256Gcm = cipher_bits::AES_256_GCM,
+    /// ChaCha20-Poly1305 (RFC 8439).
+    ChaCha20Poly1305 = cipher_bits::CHACHA20_POLY1305,
+}
+
+impl Cipher {
+    /// Its name in config and status.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Cipher::Aes256Gcm => "aes-256-gcm",
+            Cipher::ChaCha20Poly1305 => "chacha20-poly1305",
+        }
+    }
+}
+
+/// Why a datagram was not sealed.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum SealError {
+    /// There is no session to seal under.
+    #[error("no session")]
+    NoSession,
+    /// The lane reached its limit; a rekey is due.
+    #[error("the session's keys are used up")]
+    Exhausted,
+}
+
+/// Key and iv, and the one way to make a nonce of a counter.
+struct Aead {
+    key: LessSafeKey,
+    iv: [u8; 12],
+}
+
+impl Aead {
+    fn new(cipher: Cipher, lane: &LaneKey) -> Result<Aead, CryptoFailure> {
+        let algorithm = match cipher {
+            Cipher::Aes256Gcm => &AES_256_GCM,
+            Cipher::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+        };
+        let key = UnboundKey::new(algorithm, &*lane.key).map_err(|_| CryptoFailure)?;
+        Ok(Aead { key: LessSafeKey::new(key), iv: *lane.iv })
+    }
+
+    /// `iv XOR (0^4 ‖ counter8)`.
+    fn nonce(&self, counter: u64) -> Nonce {
+        let mut nonce = self.iv;
+        for (byte, c) in nonce[4..].iter_mut().zip(counter.to_be_bytes()) {
+            *byte ^= c;
+        }
+        Nonce::assume_unique_for_key(nonce)
+    }
+}
+
+/// Splits a transport datagram into header, text and tag. Shorter ones were refused before.
+fn split(datagram: &mut [u8]) -> Option<(&mut [u8; HEADER], &mut [u8], &mut [u8; TAG])> {
+    let (header, rest) = datagram.split_first_chunk_mut::<HEADER>()?;
+    let (text, tag) = rest.split_last_chunk_mut::<TAG>()?;
+    Some((header, text, tag))
+}
+
+/// The sealing half of one lane: it alone knows the next counter.
+pub struct LaneSealer {
+    aead: Aead,
+    header: Header,
+    datagrams_left: u64,
+    bytes_left: u64,
+    session: Arc<SessionLevels>,
+    /// The data lane's levels; none for the control lane.
+    lane: Option<Arc<LaneLevels>>,
+}
+
+impl LaneSealer {
+    /// Writes header and tag around the text and seals it in place. `datagram` is `HEADER` bytes of room, the text,
+    /// `TAG` bytes of room.
+    ///
+    /// # Errors
+    /// [`SealError::Exhausted`] at the sealing limit (`docs/PROTOCOL.md` §5); the datagram must not be sent.
+    pub fn seal(&mut self, flags: u8, datagram: &mut [u8]) -> Result<(), SealError> {
+        let Some((header, text, tag_room)) = split(datagram) else {
+            return Err(SealError::Exhausted);
+        };
+        let len = text.len() as u64;
+        if self.datagrams_left == 0 || self.bytes_left < len {
+            return Err(SealError::Exhausted);
+        }
+        let counter = self.header.counter;
+        // Spent before it is used: a failure below can never lead to a second use.
+        self.header.counter += 1;
+        self.datagrams_left -= 1;
+        self.bytes_left -= len;
+        *header = Header { flags, counter, ..self.header }.encode();
+        let tag = self
+            .aead
+            .key
+            .seal_in_place_separate_tag(self.aead.nonce(counter), Aad::from(&header[..]), text)
+            .map_err(|_| SealError::Exhausted)?;
+        tag_room.copy_from_slice(tag.as_ref());
+        if let Some(lane) = &self.lane {
+            lane.sent.add(1);
+            self.session.sealed.add(1);
+            self.session.sealed_bytes.add(len);
+        }
+        Ok(())
+    }
+
+    /// Seals a control message into a datagram of its own.
+    ///
+    /// # Errors
+    /// As [`LaneSealer::seal`].
+    pub fn seal_message(&mut self, message: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut datagram = vec![0; message.len() + MIN_TRANSPORT];
+        datagram[HEADER..HEADER + message.len()].copy_from_slice(message);
+        self.seal(0, &mut datagram)?;
+        Ok(datagram)
+    }
+}
+
+/// The opening half of one lane.
+struct LaneOpener {
+    aead: Aead,
+    window: Window,
+}
+
+/// Why a datagram did not open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OpenError {
+    Replayed(Replay),
+    Unauthentic,
+}
+
+impl LaneOpener {
+    /// Opens in place, then marks; true when the counter is the lane's highest so far.
+    fn open(&mut self, counter: u64, datagram: &mut [u8]) -> Result<bool, OpenError> {
+        self.window.check(counter).map_err(OpenError::Replayed)?;
+        let Some((header, text, _)) = split(datagram) else {
+            return Err(OpenError::Unauthentic);
+        };
+        let (aad, text_len) = (*header, text.len());
+        let nonce = self.aead.nonce(counter);
+        let sealed = &mut datagram[HEADER..HEADER + text_len + TAG];
+        self.aead.key.open_in_place(nonce, Aad::from(&aad[..]), sealed).map_err(|_| OpenError::Unauthentic)?;
+        Ok(self.window.mark(counter))
+    }
+}
+
+/// The opening half of a session: all its lanes, owned by one ingress loop.
+pub struct Opening {
+    /// The index the peer writes into the header.
+    pub(super) index: u32,
+    lanes: Vec<LaneOpener>,
+    control: LaneOpener,
+    session: Arc<SessionLevels>,
+    lane_levels: LaneSet,
+}
+
+impl Opening {
+    pub(super) fn levels(&self) -> &SessionLevels {
+        &self.session
+    }
+
+    /// Opens a Data datagram of `lane`. `None` where this session has no such lane.
+    pub(super) fn open_data(&mut self, header: Header, datagram: &mut [u8]) -> Option<Result<bool, OpenError>> {
+        let lane = usize::from(header.lane);
+        let (opener, levels) = (self.lanes.get_mut(lane)?, self.lane_levels.get(lane)?);
+        let outcome = opener.open(header.counter, datagram);
+        match outcome {
+            Ok(newest) => {
+                levels.received.add(1);
+                self.session.opened_bytes.add((datagram.len() - MIN_TRANSPORT) as u64);
+                if newest {
+                    self.session.peer_sealed.set(header.counter + 1);
+                }
+            }
+            Err(OpenError::Replayed(Replay::Duplicate)) => levels.duplicate.add(1),
+            Err(OpenError::Replayed(Replay::Late)) => levels.late.add(1),
+            Err(OpenError::Unauthentic) => levels.failed.add(1),
+        }
+        Some(outcome)
+    }
+
+    pub(super) fn open_control(&mut self, counter: u64, datagram: &mut [u8]) -> Result<bool, OpenError> {
+        self.control.open(counter, datagram)
+    }
+}
+
+/// The levels of all data lanes of one cold open and its children.
+pub type LaneSet = Arc<[Arc<LaneLevels>]>;
+
+/// Makes the levels of `lanes` fresh lanes.
+#[must_use]
+pub fn lane_set(lanes: u8) -> LaneSet {
+    (0..lanes).map(|_| Arc::default()).collect()
+}
+
+/// What both ends know of a session before its keys are made.
+#[derive(Clone)]
+pub struct Shape {
+    /// The AEAD.
+    pub cipher: Cipher,
+    /// Whether this end sent message 1.
+    pub initiator: bool,
+    /// The index this end receives on.
+    pub own_index: u32,
+    /// The index the peer receives on.
+    pub peer_index: u32,
+    /// The data lanes; `None` for a bootstrap, which has none.
+    pub lanes: Option<LaneSet>,
+}
+
+/// A session's halves, fresh from its keys.
+pub struct Halves {
+    /// Seals control messages: the engine's.
+    pub control: LaneSealer,
+    /// Seal user data: one an egress loop.
+    pub sealers: Vec<LaneSealer>,
+    /// Opens everything: the ingress loop's.
+    pub opening: Box<Opening>,
+    /// What both sides write and the engine reads.
+    pub levels: Arc<SessionLevels>,
+}
+
+impl Halves {
+    /// Expands all keys of a session from `root`.
+    ///
+    /// # Errors
+    /// [`CryptoFailure`] where a primitive fails.
+    pub fn derive(root: &Root, shape: &Shape) -> Result<Halves, CryptoFailure> {
+        let levels: Arc<SessionLevels> = Arc::default();
+        let lane_levels = shape.lanes.clone().unwrap_or_else(|| lane_set(0));
+        let mut halves = Halves {
+            control: shape.sealer(root, CONTROL_LANE, 1, &levels, None)?,
+            sealers: Vec::new(),
+            opening: Box::new(Opening {
+                index: shape.own_index,
+                lanes: Vec::new(),
+                control: shape.opener(root, CONTROL_LANE, Window::control())?,
+                session: levels.clone(),
+                lane_levels: lane_levels.clone(),
+            }),
+            levels: levels.clone(),
+        };
+        let lanes = lane_levels.len() as u64;
+        for (lane, lane_level) in (0u8..).zip(lane_levels.iter()) {
+            halves.sealers.push(shape.sealer(root, lane, lanes, &levels, Some(lane_level.clone()))?);
+            halves.opening.lanes.push(shape.opener(root, lane, Window::data())?);
+        }
+        Ok(halves)
+    }
+}
+
+impl Shape {
+    /// 0 is initiator → responder, 1 back.
+    fn aead(&self, root: &Root, sending: bool, lane: u8) -> Result<Aead, CryptoFailure> {
+        let direction = u8::from(sending != self.initiator);
+        Aead::new(self.cipher, &root.lane(self.cipher as u8, direction, lane)?)
+    }
+
+    fn sealer(
+        &self,
+        root: &Root,
+        lane: u8,
+        lanes: u64,
+        session: &Arc<SessionLevels>,
+        levels: Option<Arc<LaneLevels>>,
+    ) -> Result<LaneSealer, CryptoFailure> {
+        let kind = if lane == CONTROL_LANE { Kind::Control } else { Kind::Data };
+        Ok(LaneSealer {
+            aead: self.aead(root, true, lane)?,
+            header: Header { kind, flags: 0, lane, path: 0, index: self.peer_index, counter: 0 },
+            datagrams_left: SEAL_DATAGRAMS / lanes,
+            bytes_left: SEAL_BYTES / lanes,
+            session: session.clone(),
+            lane: levels,
+        })
+    }
+
+    fn opener(&self, root: &Root, lane: u8, window: Window) -> Result<LaneOpener, CryptoFailure> {
+        Ok(LaneOpener { aead: self.aead(root, false, lane)?, window })
+    }
+}
