@@ -185,7 +185,7 @@ impl Cold {
             }
             Kind::Challenge => {
                 let token = body.array()?;
-                body.zeros::<4>()?;
+                body.skip(4)?;
                 Cold::Challenge { nonce, token }
             }
             Kind::Init => Cold::Init { nonce, token: body.array()?, noise: body.array()? },
@@ -285,7 +285,7 @@ impl Payload {
     ///
     /// # Errors
     /// [`Malformed`] for index 0, lanes outside 1..=16, an interval outside 50..=60,000 ms, an unknown status, or an
-    /// epoch over 2^31.
+    /// epoch of 0 or over 2^31.
     pub fn parse(bytes: &[u8; 16]) -> Result<Payload, Malformed> {
         let mut r = Reader(bytes);
         let payload = Payload {
@@ -303,7 +303,7 @@ impl Payload {
             interval_ms: r.u32()?,
         };
         let fine = payload.index != 0
-            && payload.epoch <= MAX_EPOCH
+            && (1..=MAX_EPOCH).contains(&payload.epoch)
             && (1..=MAX_LANES).contains(&payload.lanes)
             && (INTERVAL_MIN_MS..=INTERVAL_MAX_MS).contains(&payload.interval_ms);
         if fine { Ok(payload) } else { Err(Malformed) }
@@ -403,6 +403,12 @@ impl Reader<'_> {
 
     pub fn zeros<const N: usize>(&mut self) -> Result<(), Malformed> {
         if self.array::<N>()? == [0; N] { Ok(()) } else { Err(Malformed) }
+    }
+
+    /// Passes over reserved bytes: sent as 0, not looked at.
+    pub fn skip(&mut self, n: usize) -> Result<(), Malformed> {
+        self.0 = self.0.get(n..).ok_or(Malformed)?;
+        Ok(())
     }
 
     pub fn end(&self) -> Result<(), Malformed> {

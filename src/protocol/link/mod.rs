@@ -1,0 +1,499 @@
+//! The engine: one end of a link, without a clock, a socket or a thread.
+//!
+//! Call order: one `handle_*`, then [`Link::poll_output`] until it is empty, each output carried out in order (keys
+//! reach the ingress loop before the datagram that lets the peer use them), then [`Link::poll_timeout`]. So two ends
+//! run in virtual time inside one test, and any failure is a seed.
+//!
+//! `open.rs` has the cold open in both roles, `sessions.rs` what becomes of sessions and their rekeys, `upkeep.rs`
+//! reports, liveness and paths.
+
+mod open;
+mod sessions;
+mod upkeep;
+
+use super::{
+    admission::Admission,
+    constants::*,
+    control::State,
+    crypto::{CryptoFailure, Entropy, OpenKeys},
+    halves::{EgressUpdate, IngressUpdate, Input, Notice, Path, Receiver, Sender, SocketId},
+    handshake::Statics,
+    levels::Levels,
+    liveness::Liveness,
+    measure::Measure,
+    paths::Paths,
+    session::Cipher,
+    slots::Slots,
+    time::Time,
+    wire::{Verdict, cipher_bits},
+};
+use crate::keys::{PresharedKey, PublicKey, SecretKey};
+use open::{Attempt, Opener};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+/// How one end is set up, beyond its keys.
+#[derive(Clone, Debug)]
+pub struct Params {
+    /// Whether AES-256-GCM is offered: where config allows it and the CPU has the instructions.
+    pub aes: bool,
+    /// Whether ChaCha20-Poly1305 is offered.
+    pub chacha: bool,
+    /// Whether this end asks for hybrid post-quantum keys; either end's wish is enough.
+    pub post_quantum: bool,
+    /// The report interval, 50 ms to 60 s.
+    pub interval: Duration,
+    /// When sessions are rekeyed.
+    pub rekey: RekeyTimes,
+}
+
+impl Default for Params {
+    fn default() -> Params {
+        Params {
+            aes: true,
+            chacha: true,
+            post_quantum: true,
+            interval: Duration::from_secs(1),
+            rekey: RekeyTimes::default(),
+        }
+    }
+}
+
+impl Params {
+    fn interval_ms(&self) -> u32 {
+        let ms = u32::try_from(self.interval.as_millis()).unwrap_or(u32::MAX);
+        ms.clamp(INTERVAL_MIN_MS, INTERVAL_MAX_MS)
+    }
+
+    fn ciphers(&self) -> u8 {
+        let bit = |on: bool, bit: u8| if on { bit } else { 0 };
+        bit(self.aes, cipher_bits::AES_256_GCM) | bit(self.chacha, cipher_bits::CHACHA20_POLY1305)
+    }
+}
+
+/// When the two ends of a session start to rekey it. Other values than the default are for tests.
+#[derive(Clone, Copy, Debug)]
+pub struct RekeyTimes {
+    /// The session's initiator.
+    pub initiator: Duration,
+    /// The session's responder, if nothing came by then.
+    pub responder: Duration,
+}
+
+impl Default for RekeyTimes {
+    fn default() -> RekeyTimes {
+        RekeyTimes { initiator: REKEY_INITIATOR, responder: REKEY_RESPONDER }
+    }
+}
+
+/// Why a link cannot be set up.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum SetupError {
+    /// Both ends would be the same one.
+    #[error("the peer's public key is this end's own")]
+    OwnKey,
+    /// X25519 with the peer's key gives nothing.
+    #[error("the peer's public key is a low-order point")]
+    PeerKey,
+    /// A primitive failed.
+    #[error(transparent)]
+    Crypto(#[from] CryptoFailure),
+}
+
+/// What the driver carries out, in order.
+pub enum Output {
+    /// For the ingress loop.
+    Ingress(IngressUpdate),
+    /// For the egress loop.
+    Egress(EgressUpdate),
+    /// A datagram of the engine's own.
+    Send(Transmit),
+    /// For people, and for what follows the link's state.
+    Event(Event),
+}
+
+/// A datagram to be sent.
+#[derive(Clone, Debug)]
+pub struct Transmit {
+    /// Where to.
+    pub path: Path,
+    /// The whole datagram.
+    pub datagram: Vec<u8>,
+}
+
+/// Why the link left Up, or never came to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DownCause {
+    /// Nothing was opened for the detection time.
+    Silence(Duration),
+    /// The peer said goodbye.
+    Goodbye,
+    /// The peer says that it does not hear us, or started anew.
+    PeerDown,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A cold open begins, at these addresses.
+    Connecting {
+        /// Whom it knocks at.
+        addresses: Vec<SocketAddr>,
+    },
+    /// An attempt ended without an answer: the likely causes are the driver's to name.
+    NoAnswer {
+        /// Whom it knocked at.
+        addresses: Vec<SocketAddr>,
+        /// How many Knocks were sent since something last answered.
+        knocks: u32,
+        /// Whether anyone answered the Knock: then it was the Init that got no answer.
+        challenged: bool,
+    },
+    /// A new local port is wanted: [`Link::handle_socket`] gives it.
+    WantSocket,
+    /// The line uses this socket now: others that were opened for the purpose can go.
+    UsesSocket(SocketId),
+    /// A session became the one in use.
+    Session {
+        /// The higher epoch of both ends.
+        epoch: u32,
+        /// Its AEAD.
+        cipher: Cipher,
+        /// Whether ML-KEM went into its keys.
+        post_quantum: bool,
+        /// Whether it was rekeyed under the session before, or opened cold.
+        rekeyed: bool,
+        /// Where the peer is.
+        peer: Option<SocketAddr>,
+    },
+    /// The liveness state changed.
+    State {
+        /// The state now.
+        state: State,
+        /// Why it is not Up any more.
+        cause: Option<DownCause>,
+    },
+    /// The line goes to another address of the peer's, or from another of its own.
+    Path(Path),
+    /// The Response's MAC is right and it does not open: the preshared keys differ.
+    PresharedKeysDiffer,
+    /// The peer refuses the link.
+    Refused(Verdict),
+    /// Cold-open datagrams come that are not from our peer: the public keys may differ.
+    Stranger(SocketAddr),
+    /// The peer speaks another version of the protocol.
+    OtherVersion {
+        /// Its version.
+        version: u8,
+        /// Where it is.
+        peer: SocketAddr,
+    },
+    /// The bootstrap session ended before a hybrid rekey came through.
+    HybridUnfinished,
+    /// A rekey failed under an authentic session: not a network event.
+    RekeyFailed(&'static str),
+    /// A primitive or the entropy source failed.
+    CryptoFailed,
+}
+
+/// What can be seen of the session in use.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionStatus {
+    /// Its AEAD.
+    pub cipher: Cipher,
+    /// Whether ML-KEM went into its keys.
+    pub post_quantum: bool,
+    /// Its epoch.
+    pub epoch: u32,
+    /// Since when it is established.
+    pub established: Time,
+}
+
+/// What can be seen of a link.
+#[derive(Clone, Copy, Debug)]
+pub struct Status {
+    /// The liveness state.
+    pub state: State,
+    /// Since when.
+    pub since: Time,
+    /// The session in use.
+    pub session: Option<SessionStatus>,
+    /// Where the line goes.
+    pub path: Option<Path>,
+    /// The smoothed round-trip time.
+    pub rtt: Option<Duration>,
+    /// Interarrival jitter of the peer's Reports (RFC 3550 §6.4.1).
+    pub jitter: Option<Duration>,
+    /// What the far end reports as lost lately, 0 to 1.
+    pub tx_loss: Option<f64>,
+    /// What was lost lately of what the far end sent, 0 to 1.
+    pub rx_loss: Option<f64>,
+}
+
+/// A link being closed.
+struct Closing {
+    goodbyes_left: u8,
+    next: Time,
+}
+
+/// One end of a link.
+pub struct Link {
+    params: Params,
+    statics: Statics,
+    psk: Zeroizing<[u8; 32]>,
+    has_psk: bool,
+    lower_key: bool,
+    open_keys: OpenKeys,
+    entropy: Box<dyn Entropy>,
+    levels: Arc<Levels>,
+    outputs: VecDeque<Output>,
+
+    /// Addresses of the peer's that config or the resolver gave.
+    addresses: Vec<SocketAddr>,
+    /// The newest local port: cold opens go out of it.
+    socket: SocketId,
+    admission: Admission,
+    opener: Opener,
+    attempt: Option<Attempt>,
+
+    slots: Slots,
+    /// A data session this end opened that it has not heard anything under yet: when to say so again.
+    confirm_at: Option<Time>,
+    liveness: Liveness,
+    measure: Measure,
+    paths: Paths,
+    report_at: Option<Time>,
+    last_report: Option<Time>,
+    keepalive: (Time, u64),
+    closing: Option<Closing>,
+}
+
+impl Link {
+    /// Sets up one end, and the two halves for the packet loops.
+    ///
+    /// # Errors
+    /// [`SetupError`] where the keys cannot make a link.
+    pub fn new(
+        params: Params,
+        own: &SecretKey,
+        peer: &PublicKey,
+        psk: Option<&PresharedKey>,
+        mut entropy: Box<dyn Entropy>,
+        now: Time,
+    ) -> Result<(Link, Sender, Receiver), SetupError> {
+        let public = own.public().map_err(|_| CryptoFailure)?;
+        if public == *peer {
+            return Err(SetupError::OwnKey);
+        }
+        let open_keys = OpenKeys::derive(own, &public, peer).map_err(|_| SetupError::PeerKey)?;
+        let levels: Arc<Levels> = Arc::default();
+        let sender = Sender::new(levels.clone());
+        let receiver = Receiver::new(open_keys.receiving.clone(), levels.clone());
+        let link = Link {
+            params,
+            statics: Statics::new(own, *peer),
+            psk: Zeroizing::new(psk.map_or([0; 32], |psk| *psk.as_bytes())),
+            has_psk: psk.is_some(),
+            lower_key: public.as_bytes() < peer.as_bytes(),
+            admission: Admission::new(&mut *entropy)?,
+            open_keys,
+            entropy,
+            levels,
+            outputs: VecDeque::new(),
+            addresses: Vec::new(),
+            socket: SocketId(0),
+            opener: Opener::new(now),
+            attempt: None,
+            slots: Slots::default(),
+            confirm_at: None,
+            liveness: Liveness::new(now),
+            measure: Measure::default(),
+            paths: Paths::default(),
+            report_at: None,
+            last_report: None,
+            keepalive: (now, 0),
+            closing: None,
+        };
+        Ok((link, sender, receiver))
+    }
+
+    /// The counters all of this link's parts share.
+    #[must_use]
+    pub fn levels(&self) -> Arc<Levels> {
+        self.levels.clone()
+    }
+
+    /// Takes what a packet loop put into the mailbox.
+    pub fn handle_input(&mut self, now: Time, input: Input) {
+        if self.closing.is_some() {
+            return; // a closing end answers nothing
+        }
+        match input {
+            Input::Cold { path, datagram } => self.on_cold(now, path, &datagram),
+            Input::Control { path, session, counter, message } => {
+                self.on_control(now, path, session, counter, &message);
+            }
+            Input::Notice(Notice::Opened { session }) => self.on_opened(now, session),
+            Input::Notice(Notice::Moved { session, path }) => self.on_moved(now, session, path),
+            Input::Notice(Notice::Stranger { source }) => self.event(Event::Stranger(source)),
+        }
+        self.settle(now);
+    }
+
+    /// Takes the peer's addresses as config or the resolver gives them, in order of preference.
+    pub fn handle_addresses(&mut self, now: Time, addresses: &[SocketAddr]) {
+        self.addresses = addresses.to_vec();
+        self.settle(now);
+    }
+
+    /// Takes a new local port, asked for by [`Event::WantSocket`].
+    pub fn handle_socket(&mut self, now: Time, socket: SocketId) {
+        self.socket = socket;
+        self.settle(now);
+    }
+
+    /// Hears that a datagram could not be sent from the path's own address (EINVAL, EADDRNOTAVAIL, ENETUNREACH): it
+    /// is unpinned.
+    pub fn handle_send_failure(&mut self, now: Time, path: Path) {
+        if let Some(current) = self.paths.current
+            && current == path
+            && current.local.is_some()
+        {
+            self.use_local(Path { local: None, ..current });
+        }
+        if let Some(attempt) = &mut self.attempt {
+            attempt.unpin(path);
+        }
+        self.settle(now);
+    }
+
+    /// Lets time pass: whatever is due by `now` is done.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if self.closing.is_some() {
+            self.say_goodbye(now);
+            return;
+        }
+        self.confirm_by_level(now);
+        if self.slots.expire(now) {
+            self.event(Event::HybridUnfinished);
+        }
+        self.expire_sessions();
+        self.run_liveness(now);
+        self.run_attempt(now);
+        self.run_rekeys(now);
+        self.run_paths(now);
+        self.run_reports(now);
+        self.settle(now);
+    }
+
+    /// Closes this end: Goodbye is sent three times, then [`Link::is_closed`].
+    pub fn close(&mut self, now: Time) {
+        if self.closing.is_none() {
+            let goodbyes_left = if self.slots.cur.is_some() { GOODBYES } else { 0 };
+            self.closing = Some(Closing { goodbyes_left, next: now });
+            self.attempt = None;
+            self.say_goodbye(now);
+        }
+    }
+
+    /// Whether a closing end has nothing left to send.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closing.as_ref().is_some_and(|closing| closing.goodbyes_left == 0)
+    }
+
+    /// The next thing to carry out; `None` when there is nothing.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Link::handle_timeout`] wants to be called next, unless something else happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        if let Some(closing) = &self.closing {
+            return (closing.goodbyes_left > 0).then_some(closing.next);
+        }
+        [
+            self.slots.next_expiry(),
+            self.next_liveness(),
+            self.next_attempt(),
+            self.next_rekey(),
+            self.paths.deadline(),
+            self.report_at,
+            self.confirm_at,
+            self.next_keepalive(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// What can be seen from outside.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        Status {
+            state: self.liveness.state,
+            since: self.liveness.since,
+            session: self.slots.cur.as_ref().map(|cur| SessionStatus {
+                cipher: cur.agreed.cipher,
+                post_quantum: cur.post_quantum,
+                epoch: cur.rank.epoch,
+                established: cur.established,
+            }),
+            path: self.paths.current,
+            rtt: self.measure.rtt(),
+            jitter: self.measure.jitter(),
+            tx_loss: self.measure.tx_loss(),
+            rx_loss: self.measure.rx_loss(),
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    fn send(&mut self, path: Path, datagram: Vec<u8>) {
+        self.outputs.push_back(Output::Send(Transmit { path, datagram }));
+    }
+
+    /// What follows from any change: attempts begin or end, and the ingress loop forgets what was wiped.
+    fn settle(&mut self, now: Time) {
+        self.expire_sessions();
+        self.review_attempt(now);
+    }
+
+    /// Tells the ingress loop which sessions are gone, and the egress loop when it has none left.
+    fn expire_sessions(&mut self) {
+        let wiped = self.slots.take_wiped();
+        if wiped.is_empty() {
+            return;
+        }
+        for index in wiped {
+            self.outputs.push_back(Output::Ingress(IngressUpdate::Remove(index)));
+        }
+        if self.slots.cur.is_none() {
+            self.outputs.push_back(Output::Egress(EgressUpdate::Session(None)));
+            self.announce_current();
+            (self.report_at, self.confirm_at) = (None, None);
+        }
+    }
+
+    /// Tells both loops where the line goes.
+    fn announce_current(&mut self) {
+        let path = self.paths.current;
+        let session = self.slots.cur.as_ref().map(|s| s.index);
+        self.outputs.push_back(Output::Ingress(IngressUpdate::Current { session, path }));
+        self.outputs.push_back(Output::Egress(EgressUpdate::Path(path)));
+    }
+
+    /// A receive index that is not in use.
+    fn fresh_index(&mut self) -> Result<u32, CryptoFailure> {
+        loop {
+            let index = u32::from_be_bytes(self.entropy.bytes()?);
+            if index != 0 && self.slots.all().all(|s| s.index != index) {
+                return Ok(index);
+            }
+        }
+    }
+}

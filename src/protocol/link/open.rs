@@ -1,0 +1,448 @@
+//! The cold open, in both roles: Knock, Challenge, Init, Response. An end may be in both at once, and neither role
+//! waits for the other.
+
+use super::{Event, Link, sessions::Birth};
+use crate::protocol::{
+    Time,
+    admission::{Admitted, Refusal},
+    constants::*,
+    control::State,
+    crypto::CryptoFailure,
+    halves::Path,
+    handshake::{Handshake, Root},
+    levels::{Counter, Drops},
+    session::{Cipher, lane_set},
+    slots::{Agreed, Kind, Rank, Session},
+    wire::{self, Cold, Nonce, Payload, Token, Verdict, cipher_bits, payload_flags},
+};
+use std::{net::SocketAddr, time::Duration};
+
+/// What outlives an attempt: when the next may begin.
+pub(super) struct Opener {
+    failures: u32,
+    not_before: Time,
+    /// Knocks sent since something answered.
+    knocks: u32,
+}
+
+impl Opener {
+    pub fn new(now: Time) -> Opener {
+        Opener { failures: 0, not_before: now, knocks: 0 }
+    }
+
+    /// Half a second, doubling to [`PAUSE_MAX`], ±25 % so that two ends do not keep step.
+    fn fail(&mut self, now: Time, random: u8) {
+        let pause = PAUSE_FIRST.saturating_mul(1 << self.failures.min(8)).min(PAUSE_MAX);
+        let jitter = 0.75 + f64::from(random) / 255.0 / 2.0;
+        self.not_before = now + pause.mul_f64(jitter);
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// The line is Up: the next attempt, whenever it is needed, begins at once.
+    pub fn reset(&mut self, now: Time) {
+        *self = Opener::new(now);
+    }
+}
+
+/// Why an attempt runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    /// There is no session, or the line is not Up.
+    NotUp,
+    /// The line is Up, and suspiciously quiet.
+    Silence,
+}
+
+/// One attempt to open a session, as initiator.
+pub(super) struct Attempt {
+    reason: Reason,
+    nonce: Nonce,
+    knocked: Vec<Path>,
+    started: Time,
+    /// When the present message was first sent, and how often by now.
+    first_sent: Time,
+    sent: usize,
+    /// Once a Challenge came: Init instead of Knock.
+    init: Option<SentInit>,
+}
+
+/// An Init on its way, to the one address whose Challenge came first.
+struct SentInit {
+    path: Path,
+    datagram: Vec<u8>,
+    handshake: Handshake,
+    payload: Payload,
+}
+
+impl Attempt {
+    fn next_send(&self) -> Option<Time> {
+        COLD_RESENDS.get(self.sent).map(|after| self.first_sent + *after)
+    }
+
+    fn ends(&self) -> Time {
+        self.started + ATTEMPT_TIME
+    }
+
+    /// Leaves the own address of `path` to the routing table.
+    pub fn unpin(&mut self, path: Path) {
+        if let Some(init) = self.init.as_mut().filter(|init| init.path == path) {
+            init.path.local = None;
+        }
+    }
+}
+
+impl Link {
+    /// The addresses an attempt knocks at: the one proven last, then what config and resolver say.
+    pub(super) fn known_addresses(&self) -> Vec<SocketAddr> {
+        let mut known: Vec<SocketAddr> = Vec::with_capacity(MAX_ADDRESSES);
+        let proven = [self.paths.validated, self.paths.current].into_iter().flatten().map(|path| path.peer);
+        for address in proven.chain(self.addresses.iter().copied()) {
+            if !known.contains(&address) && known.len() < MAX_ADDRESSES {
+                known.push(address);
+            }
+        }
+        known
+    }
+
+    /// When there is reason for an attempt, should nothing change until then.
+    fn attempt_due(&self) -> Option<(Time, Reason)> {
+        let known = !self.addresses.is_empty() || self.paths.validated.is_some();
+        if !known || self.closing.is_some() {
+            return None;
+        }
+        let start = self.opener.not_before;
+        let Some(cur) = &self.slots.cur else {
+            return self.slots.boot.is_none().then_some((start, Reason::NotUp));
+        };
+        let silent = self.last_heard().map(|heard| heard + self.detection() / 2);
+        // A session just opened has a detection time to bring the line Up.
+        let not_up = (self.liveness.state != State::Up && self.slots.boot.is_none())
+            .then(|| self.liveness.not_up_since.max(cur.established) + self.detection());
+        let silent = silent.map(|t| (t.max(start), Reason::Silence));
+        let not_up = not_up.map(|t| (t.max(start), Reason::NotUp));
+        [not_up, silent].into_iter().flatten().min_by_key(|(t, _)| *t)
+    }
+
+    pub(super) fn next_attempt(&self) -> Option<Time> {
+        match &self.attempt {
+            Some(attempt) => Some(attempt.next_send().map_or(attempt.ends(), |t| t.min(attempt.ends()))),
+            None => self.attempt_due().map(|(at, _)| at),
+        }
+    }
+
+    /// Begins an attempt that is due, and drops one that lost its reason.
+    pub(super) fn review_attempt(&mut self, now: Time) {
+        if let Some(attempt) = &self.attempt {
+            let heard = self.slots.heard().is_some_and(|heard| heard > attempt.started);
+            if attempt.reason == Reason::Silence && heard {
+                self.attempt = None;
+            }
+            return;
+        }
+        if let Some((at, reason)) = self.attempt_due()
+            && at <= now
+        {
+            self.begin_attempt(now, reason);
+        }
+    }
+
+    fn begin_attempt(&mut self, now: Time, reason: Reason) {
+        let Ok(nonce) = self.entropy.bytes() else {
+            return self.crypto_failed(now);
+        };
+        let addresses = self.known_addresses();
+        let socket = self.socket;
+        let knocked = addresses.iter().map(|&peer| Path { socket, local: None, peer }).collect();
+        if reason == Reason::NotUp {
+            self.event(Event::Connecting { addresses });
+        }
+        self.attempt = Some(Attempt { reason, nonce, knocked, started: now, first_sent: now, sent: 0, init: None });
+        self.run_attempt(now);
+    }
+
+    /// Sends what is due of the attempt, or ends it.
+    pub(super) fn run_attempt(&mut self, now: Time) {
+        let Some(attempt) = &mut self.attempt else {
+            return;
+        };
+        if attempt.ends() <= now {
+            return self.fail_attempt(now);
+        }
+        if attempt.next_send().is_none_or(|at| at > now) {
+            return;
+        }
+        attempt.sent += 1;
+        let transmits: Vec<(Path, Vec<u8>)> = match &attempt.init {
+            Some(init) => vec![(init.path, init.datagram.clone())],
+            None => {
+                let knock = wire::knock(&attempt.nonce, &self.open_keys.sending);
+                attempt.knocked.iter().map(|path| (*path, knock.clone())).collect()
+            }
+        };
+        if attempt.init.is_none() {
+            self.opener.knocks = self.opener.knocks.saturating_add(1);
+        }
+        for (path, datagram) in transmits {
+            self.send(path, datagram);
+        }
+    }
+
+    fn fail_attempt(&mut self, now: Time) {
+        let Some(attempt) = self.attempt.take() else {
+            return;
+        };
+        let random = self.entropy.bytes::<1>().map_or(128, |[byte]| byte);
+        self.opener.fail(now, random);
+        self.event(Event::NoAnswer {
+            addresses: attempt.knocked.iter().map(|path| path.peer).collect(),
+            knocks: self.opener.knocks,
+            challenged: attempt.init.is_some(),
+        });
+        if self.opener.failures.is_multiple_of(FAILURES_TO_NEW_PORT) {
+            self.event(Event::WantSocket);
+        }
+    }
+
+    /// A primitive failed: said aloud, and tried again after a pause.
+    pub(super) fn crypto_failed(&mut self, now: Time) {
+        self.attempt = None;
+        self.opener.fail(now, 128);
+        self.event(Event::CryptoFailed);
+    }
+
+    fn drop(&self, counter: impl Fn(&Drops) -> &Counter) {
+        counter(&self.levels.drops).bump();
+    }
+
+    /// A cold-open datagram whose length and MAC are right.
+    pub(super) fn on_cold(&mut self, now: Time, path: Path, datagram: &[u8]) {
+        match Cold::parse(datagram) {
+            Ok(Cold::Knock { nonce }) => self.on_knock(now, path, &nonce),
+            Ok(Cold::Challenge { nonce, token }) => self.on_challenge(now, path, nonce, token),
+            Ok(Cold::Init { nonce, token, noise }) => self.on_init(now, path, datagram, (nonce, token, &noise)),
+            Ok(Cold::Response { nonce, noise }) => self.on_response(now, path, nonce, &noise),
+            Err(_) => {
+                self.drop(|d| &d.malformed);
+                if let Some(&version) = datagram.get(1)
+                    && version != VERSION
+                {
+                    self.event(Event::OtherVersion { version, peer: path.peer });
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, refusal: Refusal) {
+        match refusal {
+            Refusal::Replayed => self.drop(|d| &d.replayed),
+            Refusal::Unauthentic => self.drop(|d| &d.unauthentic),
+        }
+    }
+
+    fn on_knock(&mut self, now: Time, path: Path, nonce: &Nonce) {
+        match self.admission.knock(now, nonce, path.peer) {
+            Ok(token) => {
+                let challenge = wire::challenge(nonce, &token, &self.open_keys.sending);
+                self.send(path, challenge);
+            }
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+
+    fn on_challenge(&mut self, now: Time, path: Path, nonce: Nonce, token: Token) {
+        let waited_for = self.attempt.as_ref().is_some_and(|attempt| {
+            attempt.nonce == nonce && attempt.init.is_none() && attempt.knocked.iter().any(|k| k.peer == path.peer)
+        });
+        if !waited_for {
+            return self.refuse(Refusal::Replayed);
+        }
+        match self.make_init(path, &nonce, &token) {
+            Ok(init) => {
+                if let Some(attempt) = &mut self.attempt {
+                    (attempt.init, attempt.first_sent, attempt.sent) = (Some(init), now, 0);
+                }
+                self.opener.knocks = 0;
+                self.run_attempt(now);
+            }
+            Err(CryptoFailure) => self.crypto_failed(now),
+        }
+    }
+
+    fn make_init(&mut self, path: Path, nonce: &Nonce, token: &Token) -> Result<SentInit, CryptoFailure> {
+        let index = self.fresh_index()?;
+        let payload = self.own_payload(index, self.params.ciphers(), Verdict::Fine)?;
+        let mut handshake = self.statics.initiate(&cold_prologue(nonce, token), &self.psk, &mut *self.entropy)?;
+        let noise = handshake.write(&payload.encode())?;
+        let datagram = wire::init(nonce, token, &noise, &self.open_keys.sending);
+        Ok(SentInit { path, datagram, handshake, payload })
+    }
+
+    /// What this end says of itself.
+    ///
+    /// # Errors
+    /// [`CryptoFailure`] past the last epoch: this process has opened 2^31 sessions.
+    fn own_payload(&self, index: u32, ciphers: u8, verdict: Verdict) -> Result<Payload, CryptoFailure> {
+        let flag = |on: bool, bit: u8| if on { bit } else { 0 };
+        Ok(Payload {
+            index,
+            epoch: self.slots.next_epoch().ok_or(CryptoFailure)?,
+            ciphers,
+            flags: flag(self.params.post_quantum, payload_flags::HYBRID) | flag(self.has_psk, payload_flags::PSK),
+            lanes: LANES,
+            verdict,
+            interval_ms: self.params.interval_ms(),
+        })
+    }
+
+    /// Message 1, with everything right that can be told without a DH but the token.
+    fn on_init(&mut self, now: Time, path: Path, datagram: &[u8], init: (Nonce, Token, &wire::ColdNoise)) {
+        let (nonce, token, noise) = init;
+        match self.admission.init(now, datagram, &nonce, &token, path.peer) {
+            Ok(Admitted::Fresh) => {}
+            Ok(Admitted::Repeat(response)) => return self.send(path, response),
+            Err(refusal) => return self.refuse(refusal),
+        }
+        let prologue = cold_prologue(&nonce, &token);
+        let Ok(mut handshake) = self.statics.respond(&prologue, &self.psk, &mut *self.entropy) else {
+            return self.event(Event::CryptoFailed);
+        };
+        let Ok(payload) = handshake.read(noise) else {
+            return self.drop(|d| &d.unauthentic);
+        };
+        let Some(peer) = Payload::parse(&payload).ok().filter(|p| p.verdict == Verdict::Fine) else {
+            return self.drop(|d| &d.malformed);
+        };
+        match self.respond(now, path, &nonce, handshake, &peer) {
+            Ok(response) => {
+                self.admission.remember(now, datagram, &response);
+                self.send(path, response);
+            }
+            Err(CryptoFailure) => self.event(Event::CryptoFailed),
+        }
+    }
+
+    /// Makes the Response, and the unconfirmed session it announces.
+    fn respond(
+        &mut self,
+        now: Time,
+        path: Path,
+        nonce: &Nonce,
+        mut handshake: Handshake,
+        peer: &Payload,
+    ) -> Result<Vec<u8>, CryptoFailure> {
+        let (chosen, verdict) = self.judge(peer);
+        let index = self.fresh_index()?;
+        let own = self.own_payload(index, chosen.map_or(0, |c| c as u8), verdict)?;
+        let noise = handshake.write(&own.encode())?;
+        let response = wire::response(nonce, &noise, &self.open_keys.sending);
+        if let (Some(cipher), Verdict::Fine) = (chosen, verdict) {
+            let session = self.cold_session(now, path, handshake.split()?, cipher, (&own, peer), false)?;
+            self.slots.answer(session);
+            self.expire_sessions();
+        }
+        Ok(response)
+    }
+
+    /// The cipher both offer, AES first, and whether the link can be.
+    fn judge(&self, peer: &Payload) -> (Option<Cipher>, Verdict) {
+        let both = self.params.ciphers() & peer.ciphers;
+        let cipher = if both & cipher_bits::AES_256_GCM != 0 {
+            Cipher::Aes256Gcm
+        } else if both & cipher_bits::CHACHA20_POLY1305 != 0 {
+            Cipher::ChaCha20Poly1305
+        } else {
+            return (None, Verdict::NoCommonCipher);
+        };
+        if peer.flags & payload_flags::ETHERNET != 0 {
+            return (None, Verdict::LayersDiffer);
+        }
+        (Some(cipher), Verdict::Fine)
+    }
+
+    fn on_response(&mut self, now: Time, path: Path, nonce: Nonce, noise: &wire::ColdNoise) {
+        let init = match &mut self.attempt {
+            Some(attempt) if attempt.nonce == nonce => attempt.init.as_mut(),
+            _ => None,
+        };
+        let Some(init) = init.filter(|init| init.path.peer == path.peer) else {
+            return self.refuse(Refusal::Replayed);
+        };
+        let Ok(payload) = init.handshake.read(noise) else {
+            self.drop(|d| &d.unauthentic);
+            return self.event(Event::PresharedKeysDiffer);
+        };
+        let offered = init.payload.ciphers;
+        let Some((peer, cipher)) = Payload::parse(&payload).ok().and_then(|p| Some((p, chosen(&p, offered)?))) else {
+            self.drop(|d| &d.malformed);
+            self.fail_attempt(now);
+            return;
+        };
+        let layers_differ = peer.flags & payload_flags::ETHERNET != 0;
+        let Some(cipher) = cipher.filter(|_| !layers_differ) else {
+            self.attempt = None;
+            self.opener.not_before = now + PAUSE_REFUSED;
+            let verdict = if layers_differ { Verdict::LayersDiffer } else { peer.verdict };
+            return self.event(Event::Refused(verdict));
+        };
+        if let Some(init) = self.attempt.take().and_then(|attempt| attempt.init) {
+            self.open_as_initiator(now, path, init, cipher, &peer);
+        }
+    }
+
+    fn open_as_initiator(&mut self, now: Time, path: Path, init: SentInit, cipher: Cipher, peer: &Payload) {
+        let session = init
+            .handshake
+            .split()
+            .and_then(|root| self.cold_session(now, path, root, cipher, (&init.payload, peer), true));
+        match session {
+            Ok(session) => self.establish(now, session),
+            Err(CryptoFailure) => self.crypto_failed(now),
+        }
+    }
+
+    /// A session fresh from a cold open, its opening half on its way to the ingress loop.
+    fn cold_session(
+        &mut self,
+        now: Time,
+        path: Path,
+        root: Root,
+        cipher: Cipher,
+        (own, peer): (&Payload, &Payload),
+        initiator: bool,
+    ) -> Result<Session, CryptoFailure> {
+        let hybrid = (own.flags | peer.flags) & payload_flags::HYBRID != 0;
+        let interval = Duration::from_millis(own.interval_ms.max(peer.interval_ms).into());
+        let agreed =
+            Agreed { cipher, hybrid, detection: interval * MISSED_REPORTS, lanes: lane_set(own.lanes.min(peer.lanes)) };
+        let birth = Birth {
+            kind: if hybrid { Kind::Boot } else { Kind::Data },
+            agreed,
+            post_quantum: false,
+            initiator,
+            index: own.index,
+            peer_index: peer.index,
+            rank: Rank { epoch: own.epoch.max(peer.epoch), lower_key_began: initiator == self.lower_key },
+            parent: None,
+            path,
+        };
+        self.make_session(now, root, birth)
+    }
+}
+
+/// `"tieline v1 cold" ‖ nonce16 ‖ token24`.
+fn cold_prologue(nonce: &Nonce, token: &Token) -> Vec<u8> {
+    [b"tieline v1 cold", &nonce[..], token].concat()
+}
+
+/// What a Response chose: `Some(None)` where it refuses the link, `None` where it makes no sense.
+fn chosen(payload: &Payload, offered: u8) -> Option<Option<Cipher>> {
+    if payload.verdict != Verdict::Fine {
+        return (payload.ciphers == 0).then_some(None);
+    }
+    let cipher = match payload.ciphers & offered {
+        cipher_bits::AES_256_GCM => Cipher::Aes256Gcm,
+        cipher_bits::CHACHA20_POLY1305 => Cipher::ChaCha20Poly1305,
+        _ => return None,
+    };
+    (payload.ciphers == cipher as u8).then_some(Some(cipher))
+}

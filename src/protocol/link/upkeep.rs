@@ -1,0 +1,279 @@
+//! The line in use: control messages, Reports and liveness, where the peer is, and the end of it all.
+
+use super::{DownCause, Event, Link, Output};
+use crate::protocol::{
+    Time,
+    constants::*,
+    control::{Message, Report, State},
+    crypto::CryptoFailure,
+    halves::{EgressUpdate, Path},
+    paths::{Cookie, Step},
+    slots::Kind,
+};
+use std::time::Duration;
+
+impl Link {
+    /// A control message was opened under the session with this index.
+    pub(super) fn on_control(&mut self, now: Time, path: Path, index: u32, counter: u64, bytes: &[u8]) {
+        self.on_opened(now, index);
+        let Some((kind, rank)) = self.slots.get_mut(index).map(|s| (s.kind, s.rank)) else {
+            return;
+        };
+        let is_cur = self.slots.cur.as_ref().is_some_and(|cur| cur.index == index);
+        match Message::parse(bytes) {
+            Ok(Message::Rekey { side, part, parts, bytes }) => {
+                self.on_rekey_part(now, index, side, (part, parts, bytes));
+            }
+            Ok(_) if kind == Kind::Boot => self.levels.drops.malformed.bump(),
+            Ok(Message::Report(report)) => {
+                if !self.lanes_match(report.lanes.len()) {
+                    self.levels.drops.malformed.bump();
+                } else if self.measure.newer(rank, counter) {
+                    self.on_report(now, &report);
+                }
+            }
+            Ok(Message::PathCheck { lane, .. } | Message::PathAnswer { lane, .. }) if !self.lane_exists(lane) => {
+                self.levels.drops.malformed.bump();
+            }
+            Ok(Message::PathCheck { lane, cookie }) => self.on_path_check(index, path, lane, cookie),
+            Ok(Message::PathAnswer { cookie, .. }) => {
+                if let Some(proven) = self.paths.answer(now, cookie) {
+                    self.move_to(proven);
+                }
+            }
+            Ok(Message::Goodbye) if is_cur => self.on_goodbye(now),
+            Ok(Message::Goodbye | Message::Probe { .. } | Message::ProbeAck { .. }) => {}
+            Ok(Message::Unknown(_)) | Err(_) => self.levels.drops.malformed.bump(),
+        }
+    }
+
+    fn lanes_match(&self, lanes: usize) -> bool {
+        self.slots.cur.as_ref().is_some_and(|cur| cur.agreed.lanes.len() == lanes)
+    }
+
+    fn lane_exists(&self, lane: u8) -> bool {
+        self.slots.cur.as_ref().is_some_and(|cur| usize::from(lane) < cur.agreed.lanes.len())
+    }
+
+    /// Silence this long means that the peer is gone.
+    pub(super) fn detection(&self) -> Duration {
+        let own = Duration::from_millis(self.params.interval_ms().into()) * MISSED_REPORTS;
+        self.slots.cur.as_ref().map_or(own, |cur| cur.agreed.detection)
+    }
+
+    /// When something was last opened, or the session to open it under was established.
+    pub(super) fn last_heard(&self) -> Option<Time> {
+        let cur = self.slots.cur.as_ref()?;
+        Some(self.slots.heard().unwrap_or_default().max(cur.established))
+    }
+
+    fn on_report(&mut self, now: Time, report: &Report) {
+        if let Some(cur) = &self.slots.cur {
+            let lanes = cur.agreed.lanes.clone();
+            self.measure.apply(now, report, &lanes);
+        }
+        let before = self.liveness.state;
+        let news = self.liveness.hear(now, report.state);
+        let cause = (before == State::Up).then_some(DownCause::PeerDown);
+        self.after_state(now, before, cause);
+        if news {
+            self.report_soon(now);
+        }
+    }
+
+    /// What a change of state brings with it.
+    fn after_state(&mut self, now: Time, before: State, cause: Option<DownCause>) {
+        let state = self.liveness.state;
+        if state == before {
+            return;
+        }
+        if state == State::Up {
+            self.attempt = None;
+            self.opener.reset(now);
+        }
+        self.event(Event::State { state, cause });
+    }
+
+    fn lose(&mut self, now: Time, cause: DownCause) {
+        let before = self.liveness.state;
+        if self.liveness.lose(now) {
+            self.after_state(now, before, Some(cause));
+            self.report_soon(now);
+        }
+    }
+
+    /// When silence will mean that the peer is gone.
+    pub(super) fn next_liveness(&self) -> Option<Time> {
+        if self.liveness.state == State::Down {
+            return None;
+        }
+        Some(self.last_heard().map_or(self.liveness.since, |heard| heard + self.detection()))
+    }
+
+    pub(super) fn run_liveness(&mut self, now: Time) {
+        if self.next_liveness().is_some_and(|at| at <= now) {
+            self.lose(now, DownCause::Silence(self.detection()));
+        }
+    }
+
+    fn on_goodbye(&mut self, now: Time) {
+        let Some(rank) = self.slots.cur.as_ref().map(|cur| cur.rank) else {
+            return;
+        };
+        self.lose(now, DownCause::Goodbye);
+        self.slots.wipe_up_to(now, rank);
+        self.expire_sessions();
+    }
+
+    /// A Report now, unless one has just been sent: then a little later.
+    fn report_soon(&mut self, now: Time) {
+        let earliest = self.last_report.map_or(now, |last| last + REPORT_SPACING);
+        if earliest <= now {
+            self.send_report(now);
+        } else {
+            self.report_at = Some(self.report_at.map_or(earliest, |at| at.min(earliest)));
+        }
+    }
+
+    pub(super) fn send_report(&mut self, now: Time) {
+        let Some(cur) = &self.slots.cur else {
+            return;
+        };
+        let (index, lanes) = (cur.index, cur.agreed.lanes.clone());
+        let report = self.measure.report(now, self.liveness.state, &lanes);
+        self.last_report = Some(now);
+        self.report_at = Some(now + Duration::from_millis(self.params.interval_ms().into()));
+        self.send_control(index, &Message::Report(report).encode(), None);
+    }
+
+    pub(super) fn run_reports(&mut self, now: Time) {
+        let due = |at: Option<Time>| at.is_some_and(|at| at <= now);
+        if due(self.confirm_at) {
+            self.confirm_at = Some(now + CONFIRM_SPACING);
+            self.send_report(now);
+        } else if due(self.report_at) {
+            self.send_report(now);
+            self.probe_while_down();
+        }
+        self.run_keepalive(now);
+    }
+
+    pub(super) fn next_keepalive(&self) -> Option<Time> {
+        self.slots.cur.as_ref().map(|_| self.keepalive.0 + KEEPALIVE)
+    }
+
+    /// An empty datagram on a lane that sealed nothing since this was last looked at.
+    fn run_keepalive(&mut self, now: Time) {
+        let Some(cur) = self.slots.cur.as_ref().filter(|_| self.next_keepalive().is_some_and(|at| at <= now)) else {
+            return;
+        };
+        let sealed = cur.levels.sealed.get();
+        if sealed == self.keepalive.1 {
+            self.outputs.push_back(Output::Egress(EgressUpdate::Keepalive));
+        }
+        self.keepalive = (now, sealed);
+    }
+
+    /// The newest datagram of `cur` came from or to another address than the one in use.
+    pub(super) fn on_moved(&mut self, now: Time, index: u32, path: Path) {
+        let (Some(cur), Some(current)) = (&self.slots.cur, self.paths.current) else {
+            return;
+        };
+        if cur.index != index {
+            return;
+        }
+        if current.peer == path.peer {
+            self.use_local(path);
+        } else if self.paths.is_candidate(now, path)
+            && let (Ok(c1), Ok(c2)) = (self.entropy.bytes(), self.entropy.bytes())
+        {
+            self.paths.begin(now, path, [c1, c2], self.measure.rtt());
+            self.run_paths(now);
+        }
+    }
+
+    /// The line leaves from another address or socket of this end's.
+    pub(super) fn use_local(&mut self, path: Path) {
+        if self.paths.current != Some(path) {
+            self.paths.set_local(path);
+            self.announce_current();
+        }
+    }
+
+    fn move_to(&mut self, path: Path) {
+        let moved = self.paths.current.is_none_or(|current| current.peer != path.peer);
+        self.paths.set(path);
+        self.announce_current();
+        if moved {
+            self.event(Event::Path(path));
+        }
+    }
+
+    pub(super) fn run_paths(&mut self, now: Time) {
+        match self.paths.step(now) {
+            Some(Step::Ask) => {
+                let asked = self
+                    .paths
+                    .check()
+                    .map(|check| [(check.candidate, check.candidate_cookie), (check.current, check.current_cookie)]);
+                for (path, cookie) in asked.into_iter().flatten() {
+                    self.send_path_check(path, cookie);
+                }
+            }
+            Some(Step::Move(path)) => self.move_to(path),
+            Some(Step::Stay) | None => {}
+        }
+    }
+
+    fn send_path_check(&mut self, path: Path, cookie: Cookie) {
+        if let Some(cur) = &self.slots.cur {
+            let index = cur.index;
+            self.send_control(index, &Message::PathCheck { lane: 0, cookie }.encode(), Some(path));
+        }
+    }
+
+    /// Answers only what came from where this end sends, to where it sends from, and on that path: a copier's own
+    /// address draws nothing.
+    fn on_path_check(&mut self, index: u32, from: Path, lane: u8, cookie: Cookie) {
+        let Some(current) = self.paths.current else {
+            return;
+        };
+        let local_fits = current.local.is_none() || current.local == from.local;
+        if from.peer == current.peer && local_fits {
+            self.send_control(index, &Message::PathAnswer { lane, cookie }.encode(), Some(from));
+        }
+    }
+
+    /// While the link is down: asks every address known whether the peer is there.
+    fn probe_while_down(&mut self) {
+        if self.liveness.state != State::Down || self.slots.cur.is_none() {
+            return;
+        }
+        let socket = self.paths.current.map_or(self.socket, |path| path.socket);
+        let mut probes: Vec<(Cookie, Path)> = Vec::new();
+        for peer in self.known_addresses() {
+            let current = self.paths.current.filter(|path| path.peer == peer);
+            let path = current.unwrap_or(Path { socket, local: None, peer });
+            match self.entropy.bytes() {
+                Ok(cookie) => probes.push((cookie, path)),
+                Err(CryptoFailure) => return self.event(Event::CryptoFailed),
+            }
+        }
+        for (cookie, path) in probes.clone() {
+            self.send_path_check(path, cookie);
+        }
+        self.paths.set_probes(probes);
+    }
+
+    /// Sends the next Goodbye of a closing end.
+    pub(super) fn say_goodbye(&mut self, now: Time) {
+        let Some(closing) = self.closing.as_mut().filter(|c| c.goodbyes_left > 0 && c.next <= now) else {
+            return;
+        };
+        closing.goodbyes_left -= 1;
+        closing.next = now + GOODBYE_SPACING;
+        if let Some(index) = self.slots.cur.as_ref().map(|cur| cur.index) {
+            self.send_control(index, &Message::Goodbye.encode(), None);
+        }
+    }
+}
