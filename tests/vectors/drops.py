@@ -162,5 +162,11 @@ def control_rejects():
         ("ProbeAck cut short", bytes([7, 0, 5])),
         ("Goodbye with a byte too many", bytes([8, 0])),
     ]
-    return [{"name": name, "inputs": {"plaintext": p.hex(), "lanes": 2, "hybrid": True}, "outputs": {"drop": "malformed"}}
-            for name, p in cases]
+    return [
+        {
+            "name": name,
+            "inputs": {"plaintext": plaintext.hex(), "lanes": 2, "hybrid": True},
+            "outputs": {"drop": "malformed"},
+        }
+        for name, plaintext in cases
+    ]
