@@ -208,7 +208,7 @@ def cold_cases():
              settings(0x41424344, 9, flags=checksum, lanes=4, interval_ms=50),
              source=("::ffff:198.51.100.1", 1)),
         cold("plain psk chacha", B,
-             settings(0xFFFFFFFF, 0x80000000, flags=psk_bit | ethernet, lanes=16),
+             settings(0xFFFFFFFF, 0x7FFFFFFF, flags=psk_bit | ethernet, lanes=16),
              settings(0x00000001, 1, flags=psk_bit | ethernet, lanes=1, ciphers=tl.CHACHA20_POLY1305),
              psk=PSK, source=("192.0.2.255", 65535)),
         cold("no common cipher", A,
@@ -302,12 +302,12 @@ def rekey_cases(sessions):
         return {"index": index, "epoch": epoch}
 
     cases = [rekey("first hybrid", sessions["hybrid"], A, payload(0x10000001, 2), payload(0x20000001, 2))]
-    # The responder of the parent starts this one, and its epoch lags behind.
-    cases.append(rekey("second hybrid", cases[0][1], B, payload(0x20000002, 2), payload(0x10000002, 3)))
+    # The responder of the parent starts this one; the other end has seen one epoch more.
+    cases.append(rekey("second hybrid", cases[0][1], B, payload(0x20000002, 3), payload(0x10000002, 4)))
     cases.append(rekey("hybrid psk chacha", sessions["hybrid psk"], B,
                        payload(0xB0B0B0B1, 8), payload(0x0A0A0A0B, 8)))
     cases.append(rekey("plain", sessions["plain aes"], A, payload(0x31323335, 10), payload(0x41424345, 10)))
-    cases.append(rekey("plain psk", sessions["plain psk chacha"], A, payload(2, 5), payload(3, 6)))
+    cases.append(rekey("plain psk", sessions["plain psk chacha"], A, payload(2, 0x80000000), payload(3, 0x80000000)))
     return cases
 
 
