@@ -9,7 +9,7 @@ const LONG_RUN: usize = 40;
 /// Replaces each secret in `text` by as many stars as it has characters, so that columns stay where they were.
 ///
 /// From `TLSECRET1` or `TLPSK1` (in any case) everything up to a quote or the end of the line goes, for a damaged key
-/// may have a blank in it. Runs of 40 letters and digits go as well unless they begin with `tlpub1`.
+/// may have a blank in it; `TLSECRET1…`, which only names the kind, stays. Runs of 40 letters and digits go as well unless they begin with `tlpub1`.
 #[must_use]
 pub fn mask_secrets(text: &str) -> String {
     text.split_inclusive('\n').map(mask_line).collect()
@@ -39,6 +39,9 @@ fn secret_at(text: &str) -> (usize, usize) {
             .get(..prefix.len())
             .is_some_and(|head| head.eq_ignore_ascii_case(prefix))
         {
+            if text[prefix.len()..].starts_with('…') {
+                return (prefix.len(), 0);
+            }
             let end = text.find(['"', '\'', '`', '\n']).unwrap_or(text.len());
             return (prefix.len(), end - prefix.len());
         }
