@@ -14,13 +14,15 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::keys::{PresharedKey, PublicKey, SecretKey};
-use report::{Problem, Report, Source};
+pub use report::Problem;
+use report::{Report, Source};
 
 /// Largest config file that is read, in bytes.
 const MAX_BYTES: u64 = 256 * 1024;
@@ -96,6 +98,14 @@ pub struct Endpoint {
     pub host: String,
     /// Port, not 0.
     pub port: u16,
+}
+
+impl FromStr for Endpoint {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        parse::endpoint(text)
+    }
 }
 
 impl fmt::Display for Endpoint {
@@ -181,8 +191,7 @@ impl Config {
     /// As [`Config::load`].
     pub fn from_text(path: &Path, text: &str) -> Result<(Self, Vec<Warning>), ConfigError> {
         let source = Source { path, text };
-        let file = toml::from_str(text)
-            .map_err(|error| source.at(error.span().unwrap_or(0..0), wrong_toml(&error)))?;
+        let file = toml::from_str(text).map_err(|error| source.at(error.span().unwrap_or(0..0), wrong_toml(&error)))?;
         let (config, warnings) = check::check(&source, file)?;
         Ok((config, warnings.into_iter().map(Warning).collect()))
     }
@@ -191,24 +200,15 @@ impl Config {
 /// Reads a regular file of a sensible size; anything else could keep us waiting.
 fn read_text(path: &Path) -> Result<String, Problem> {
     let unreadable = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => Problem::new(
-            "there is no such config file",
-            "check the path, or make one with `tieline init`",
-        ),
-        io::ErrorKind::InvalidData => {
-            Problem::new("the file is not text (UTF-8)", "name a TOML file")
+        io::ErrorKind::NotFound => {
+            Problem::new("there is no such config file", "check the path, or make one with `tieline init`")
         }
-        _ => Problem::new(
-            format!("cannot read the file: {error}"),
-            "check who may read the file and its folders",
-        ),
+        io::ErrorKind::InvalidData => Problem::new("the file is not text (UTF-8)", "name a TOML file"),
+        _ => Problem::new(format!("cannot read the file: {error}"), "check who may read the file and its folders"),
     };
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err(Problem::new(
-            "this is not a regular file",
-            "name a TOML file, such as `tieline init` writes",
-        ));
+        return Err(Problem::new("this is not a regular file", "name a TOML file, such as `tieline init` writes"));
     }
     if metadata.len() > MAX_BYTES {
         return Err(Problem::new(
@@ -218,10 +218,7 @@ fn read_text(path: &Path) -> Result<String, Problem> {
     }
     let text = fs::read_to_string(path).map_err(unreadable)?;
     // A byte order mark is no character of the first line.
-    Ok(text
-        .strip_prefix('\u{feff}')
-        .map(str::to_owned)
-        .unwrap_or(text))
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 /// Words of serde and toml, and what they are to someone who writes a config file.
@@ -231,10 +228,7 @@ const PLAIN_WORDS: [(&str, &str); 8] = [
     ("invalid type: sequence", "invalid type: list"),
     ("expected a sequence", "expected a list, as in [\"…\"]"),
     ("expected a string", "expected text between quotes"),
-    (
-        "wanted string or table",
-        "invalid type, expected text between quotes",
-    ),
+    ("wanted string or table", "invalid type, expected text between quotes"),
     ("expected a boolean", "expected true or false"),
     ("expected u32", "expected a whole number, at least 0"),
 ];
@@ -242,15 +236,10 @@ const PLAIN_WORDS: [(&str, &str); 8] = [
 /// toml says `invalid this, expected that`: the first half is what is wrong, the second what to do.
 fn wrong_toml(error: &toml::de::Error) -> Problem {
     let plain = |message: String, (theirs, ours): (&str, &str)| message.replace(theirs, ours);
-    let message = PLAIN_WORDS
-        .into_iter()
-        .fold(error.message().to_owned(), plain);
+    let message = PLAIN_WORDS.into_iter().fold(error.message().to_owned(), plain);
     match message.split_once(", expected ") {
         Some((what, expected)) => Problem::new(what, format!("expected {expected}")),
-        None => Problem::new(
-            message,
-            "see the comments in the files that `tieline init` writes",
-        ),
+        None => Problem::new(message, "see the comments in the files that `tieline init` writes"),
     }
 }
 

@@ -13,20 +13,12 @@ use ipnet::IpNet;
 use toml::{Spanned, Value};
 
 use super::report::{Problem, Report, Source};
-use super::{
-    Config, CryptoConfig, Endpoint, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema,
-};
+use super::{Config, CryptoConfig, Endpoint, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
 use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
 
 /// Checks the whole file.
-pub(super) fn check(
-    source: &Source<'_>,
-    file: schema::File,
-) -> Result<(Config, Vec<Report>), Report> {
-    let mut checker = Checker {
-        source,
-        warnings: Vec::new(),
-    };
+pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, Vec<Report>), Report> {
+    let mut checker = Checker { source, warnings: Vec::new() };
     checker.nothing_unsupported(&file)?;
     let link = checker.link(&file)?;
     let local = checker.local(&file)?;
@@ -38,27 +30,14 @@ pub(super) fn check(
         Some(text) => checker.parsed(text, parse::interval)?,
         None => Duration::from_secs(1),
     };
-    let schema::Crypto {
-        cipher,
-        post_quantum,
-        checksum,
-    } = file.crypto;
+    let schema::Crypto { cipher, post_quantum, checksum } = file.crypto;
     let config = Config {
-        name: source
-            .path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+        name: source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         path: source.path.to_owned(),
         link,
         local,
         peer,
-        crypto: CryptoConfig {
-            cipher,
-            post_quantum,
-            checksum,
-        },
+        crypto: CryptoConfig { cipher, post_quantum, checksum },
         liveness_interval,
     };
     Ok((config, checker.warnings))
@@ -71,26 +50,16 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn warn(&mut self, span: Range<usize>, what: impl Into<String>, help: impl Into<String>) {
-        self.warnings
-            .push(self.source.at(span, Problem::new(what, help)));
+        self.warnings.push(self.source.at(span, Problem::new(what, help)));
     }
 
     /// An error at a place.
-    fn fail<T>(
-        &self,
-        span: Range<usize>,
-        what: impl Into<String>,
-        help: impl Into<String>,
-    ) -> Result<T, Report> {
+    fn fail<T>(&self, span: Range<usize>, what: impl Into<String>, help: impl Into<String>) -> Result<T, Report> {
         Err(self.source.at(span, Problem::new(what, help)))
     }
 
     /// Parses one value, putting what is wrong with it in its place.
-    fn parsed<T>(
-        &self,
-        text: &Spanned<String>,
-        parse: fn(&str) -> Result<T, Problem>,
-    ) -> Result<T, Report> {
+    fn parsed<T>(&self, text: &Spanned<String>, parse: fn(&str) -> Result<T, Problem>) -> Result<T, Report> {
         parse(text.get_ref()).map_err(|problem| self.source.at(text.span(), problem))
     }
 
@@ -109,11 +78,7 @@ impl Checker<'_> {
     /// Rejects what belongs to later versions; see the top of this file.
     fn nothing_unsupported(&mut self, file: &schema::File) -> Result<(), Report> {
         let not_yet = |span, what: &dyn Display| {
-            self.fail(
-                span,
-                format!("not supported by this version yet: {what}"),
-                "take it out, or use a later version",
-            )
+            self.fail(span, format!("not supported by this version yet: {what}"), "take it out, or use a later version")
         };
         if let Some(link) = file.link.as_ref().map(Spanned::get_ref) {
             if let Some(layer) = &link.layer
@@ -124,10 +89,7 @@ impl Checker<'_> {
             if let Some(bridge) = &link.bridge {
                 return not_yet(bridge.span(), &"`bridge`");
             }
-            for (flag, name) in [
-                (&link.routes_follow, "routes_follow"),
-                (&link.duplicate, "duplicate"),
-            ] {
+            for (flag, name) in [(&link.routes_follow, "routes_follow"), (&link.duplicate, "duplicate")] {
                 if let Some(flag) = flag
                     && *flag.get_ref()
                 {
@@ -151,10 +113,7 @@ impl Checker<'_> {
         if let Some(hooks) = &file.hooks {
             return not_yet(hooks.span(), &"`[hooks]`");
         }
-        let carrier = file
-            .link
-            .as_ref()
-            .and_then(|link| link.get_ref().carrier.as_ref());
+        let carrier = file.link.as_ref().and_then(|link| link.get_ref().carrier.as_ref());
         if let Some(carrier) = carrier
             && *carrier.get_ref() == schema::Carrier::Peer
         {
@@ -175,8 +134,7 @@ impl Checker<'_> {
             None => "tl0".to_owned(),
         };
         let mtu = match &link.mtu {
-            Some(value) => parse::mtu(value.get_ref())
-                .map_err(|problem| self.source.at(value.span(), problem))?,
+            Some(value) => parse::mtu(value.get_ref()).map_err(|problem| self.source.at(value.span(), problem))?,
             None => Mtu::Auto,
         };
         let addresses = self.addresses(&link.address)?;
@@ -186,16 +144,9 @@ impl Checker<'_> {
                 "the link has neither an address nor a route: nothing will use it",
                 "write `address = [\"10.99.0.1/30\"]` in [link], the other end having 10.99.0.2/30",
             );
-            self.warnings
-                .push(self.at_section(file.link.as_ref(), problem));
+            self.warnings.push(self.at_section(file.link.as_ref(), problem));
         }
-        Ok(LinkConfig {
-            interface,
-            addresses,
-            routes,
-            mtu,
-            metric: link.metric,
-        })
+        Ok(LinkConfig { interface, addresses, routes, mtu, metric: link.metric })
     }
 
     fn addresses(&self, texts: &[Spanned<String>]) -> Result<Vec<IpNet>, Report> {
@@ -207,47 +158,32 @@ impl Checker<'_> {
                     true => format!("`{new}` is the same address as `{old}`"),
                     false => format!("`{new}` is in the same network as `{old}`"),
                 };
-                return self.fail(
-                    text.span(),
-                    what,
-                    "keep one of them, or take another network for one",
-                );
+                return self.fail(text.span(), what, "keep one of them, or take another network for one");
             }
             addresses.push(new);
         }
         Ok(addresses)
     }
 
-    fn routes(
-        &mut self,
-        texts: &[Spanned<String>],
-        addresses: &[IpNet],
-    ) -> Result<Vec<IpNet>, Report> {
+    fn routes(&mut self, texts: &[Spanned<String>], addresses: &[IpNet]) -> Result<Vec<IpNet>, Report> {
         let mut routes = Vec::new();
         for text in texts {
             let new = self.parsed(text, parse::route)?;
             if routes.contains(&new) {
-                return self.fail(
-                    text.span(),
-                    format!("`{new}` is in the list already"),
-                    "take it out",
-                );
+                return self.fail(text.span(), format!("`{new}` is in the list already"), "take it out");
             }
             if let Some(own) = addresses.iter().find(|own| own.trunc().contains(&new)) {
-                let what =
-                    format!("`{new}` lies in the link's own network, that of its address `{own}`");
-                return self.fail(
-                    text.span(),
-                    what,
-                    "take it out: the link's own network is reached without a route",
-                );
+                let what = format!("`{new}` lies in the link's own network, that of its address `{own}`");
+                return self.fail(text.span(), what, "take it out: the link's own network is reached without a route");
             }
             if !addresses.is_empty() && !addresses.iter().any(|own| same_family(own, &new)) {
                 let family = if new.addr().is_ipv4() { "IPv4" } else { "IPv6" };
                 self.warn(
                     text.span(),
                     format!("the link has a route for {family} but no address of {family}"),
-                    format!("add an {family} address, or packets of this machine itself go out under another interface's"),
+                    format!(
+                        "add an {family} address, or packets of this machine itself go out under another interface's"
+                    ),
                 );
             }
             routes.push(new);
@@ -257,8 +193,7 @@ impl Checker<'_> {
 
     fn local(&mut self, file: &schema::File) -> Result<LocalConfig, Report> {
         let section = file.local.as_ref();
-        let help =
-            "write `private_key = \"FILE\"` in [local]; `tieline keygen --out FILE` makes the file";
+        let help = "write `private_key = \"FILE\"` in [local]; `tieline keygen --out FILE` makes the file";
         let local = section.map(Spanned::get_ref);
         let text = local.and_then(|local| local.private_key.as_ref());
         let text = text.ok_or_else(|| self.missing(section, "`private_key` of [local]", help))?;
@@ -267,13 +202,8 @@ impl Checker<'_> {
             self.warn_published(text.span(), "this end's key", "tieline keygen --out FILE");
         }
         let listen = local.and_then(|local| local.listen.as_ref());
-        let listen = listen
-            .map(|text| self.parsed(text, parse::listen))
-            .transpose()?;
-        Ok(LocalConfig {
-            private_key,
-            listen,
-        })
+        let listen = listen.map(|text| self.parsed(text, parse::listen)).transpose()?;
+        Ok(LocalConfig { private_key, listen })
     }
 
     fn peer(&mut self, file: &schema::File) -> Result<PeerConfig, Report> {
@@ -290,9 +220,7 @@ impl Checker<'_> {
             self.warn_published(text.span(), "the peer's key", "tieline keygen --out FILE");
         }
         let endpoint = peer.and_then(|peer| peer.endpoint.as_ref());
-        let endpoint = endpoint
-            .map(|text| self.parsed(text, parse::endpoint))
-            .transpose()?;
+        let endpoint = endpoint.map(|text| self.parsed(text, parse::endpoint)).transpose()?;
         let mut preshared_key = None;
         if let Some(text) = peer.and_then(|peer| peer.preshared_key.as_ref()) {
             let key = self.key_file(text, "tieline psk", PresharedKey::read_file)?;
@@ -301,11 +229,7 @@ impl Checker<'_> {
             }
             preshared_key = Some(key);
         }
-        Ok(PeerConfig {
-            public_key,
-            endpoint,
-            preshared_key,
-        })
+        Ok(PeerConfig { public_key, endpoint, preshared_key })
     }
 
     fn warn_published(&mut self, span: Range<usize>, which: &str, command: &str) {
@@ -326,14 +250,8 @@ impl Checker<'_> {
         let (span, name) = (text.span(), text.get_ref());
         let is_key = |prefix| name.trim_start().to_lowercase().starts_with(prefix);
         if ["tlsecret1", "tlpsk1", "tlpub1"].into_iter().any(is_key) {
-            let help = format!(
-                "take the key out of this file; `{command} --out FILE` makes a key file: name that"
-            );
-            return self.fail(
-                span,
-                "this is a key itself; here the path of a key file belongs",
-                help,
-            );
+            let help = format!("take the key out of this file; `{command} --out FILE` makes a key file: name that");
+            return self.fail(span, "this is a key itself; here the path of a key file belongs", help);
         }
         if name.is_empty() {
             return self.fail(
@@ -342,28 +260,12 @@ impl Checker<'_> {
                 format!("name a file that `{command} --out FILE` has written"),
             );
         }
-        let path = self
-            .source
-            .path
-            .parent()
-            .map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
-        read(&path).map_err(|error| {
-            self.source
-                .at(span, Problem::new(error.to_string(), error.help()))
-        })
+        let path = self.source.path.parent().map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
+        read(&path).map_err(|error| self.source.at(span, Problem::new(error.to_string(), error.help())))
     }
 
-    fn ends_differ(
-        &self,
-        file: &schema::File,
-        local: &LocalConfig,
-        peer: &PeerConfig,
-    ) -> Result<(), Report> {
-        let span = file
-            .peer
-            .as_ref()
-            .and_then(|peer| peer.get_ref().public_key.as_ref())
-            .map(Spanned::span);
+    fn ends_differ(&self, file: &schema::File, local: &LocalConfig, peer: &PeerConfig) -> Result<(), Report> {
+        let span = file.peer.as_ref().and_then(|peer| peer.get_ref().public_key.as_ref()).map(Spanned::span);
         let span = span.unwrap_or_default();
         match local.private_key.public() {
             Err(error) => self.fail(span, error.to_string(), error.help()),
@@ -377,12 +279,7 @@ impl Checker<'_> {
     }
 
     /// Each end must be able to call or to be called, by addresses of one family.
-    fn ends_can_meet(
-        &mut self,
-        file: &schema::File,
-        local: &LocalConfig,
-        peer: &PeerConfig,
-    ) -> Result<(), Report> {
+    fn ends_can_meet(&mut self, file: &schema::File, local: &LocalConfig, peer: &PeerConfig) -> Result<(), Report> {
         if peer.endpoint.is_none() && local.listen.is_none_or(|listen| listen.port() == 0) {
             let problem = Problem::new(
                 "this end has neither an endpoint to call nor a fixed port to be called at",
@@ -392,20 +289,12 @@ impl Checker<'_> {
             self.warnings.push(report);
         }
         let endpoint = peer.endpoint.as_ref().and_then(ip_of);
-        let span = file
-            .peer
-            .as_ref()
-            .and_then(|peer| peer.get_ref().endpoint.as_ref())
-            .map(Spanned::span);
+        let span = file.peer.as_ref().and_then(|peer| peer.get_ref().endpoint.as_ref()).map(Spanned::span);
         if let (Some(listen), Some(endpoint), Some(span)) = (local.listen, endpoint, span)
             && !can_send(listen, endpoint)
         {
             let what = format!("from `listen = \"{listen}\"` nothing can be sent to {endpoint}");
-            return self.fail(
-                span,
-                what,
-                "let both be IPv4 or both IPv6; `listen = \"[::]:PORT\"` serves both",
-            );
+            return self.fail(span, what, "let both be IPv4 or both IPv6; `listen = \"[::]:PORT\"` serves both");
         }
         Ok(())
     }
@@ -416,20 +305,10 @@ impl Checker<'_> {
             return;
         };
         let own = link.addresses.iter().map(IpNet::trunc);
-        let Some(net) = link
-            .routes
-            .iter()
-            .copied()
-            .chain(own)
-            .find(|net| net.contains(&ip))
-        else {
+        let Some(net) = link.routes.iter().copied().chain(own).find(|net| net.contains(&ip)) else {
             return;
         };
-        let span = file
-            .peer
-            .as_ref()
-            .and_then(|peer| peer.get_ref().endpoint.as_ref())
-            .map(Spanned::span);
+        let span = file.peer.as_ref().and_then(|peer| peer.get_ref().endpoint.as_ref()).map(Spanned::span);
         self.warn(
             span.unwrap_or_default(),
             format!("{ip} lies in {net}, which is sent into the link: so would the link's own datagrams be"),
@@ -440,10 +319,7 @@ impl Checker<'_> {
 
 /// The endpoint's address, if it is one and not a name.
 fn ip_of(endpoint: &Endpoint) -> Option<IpAddr> {
-    let address = endpoint
-        .host
-        .split_once('%')
-        .map_or(endpoint.host.as_str(), |(address, _zone)| address);
+    let address = endpoint.host.split_once('%').map_or(endpoint.host.as_str(), |(address, _zone)| address);
     address.parse().ok()
 }
 

@@ -15,18 +15,11 @@ const MAX_INTERFACE: usize = 15;
 
 /// What Linux takes as the name of an interface, except what would not be safe in a path or on a terminal.
 pub(super) fn interface(text: &str) -> Result<String, Problem> {
-    let bad = |what: String| {
-        Err(Problem::new(
-            what,
-            "take 1 to 15 letters, digits, `-`, `_` or `.`, such as `tl0`",
-        ))
-    };
+    let bad = |what: String| Err(Problem::new(what, "take 1 to 15 letters, digits, `-`, `_` or `.`, such as `tl0`"));
     let odd = |c: char| !c.is_ascii_graphic() || matches!(c, '/' | ':' | '%');
     match text {
         "" => bad("the interface's name is empty".into()),
-        "." | ".." | "all" | "default" => {
-            bad(format!("`{text}` cannot be the name of an interface"))
-        }
+        "." | ".." | "all" | "default" => bad(format!("`{text}` cannot be the name of an interface")),
         _ if text.len() > MAX_INTERFACE => bad(format!(
             "`{text}` is {} bytes long: Linux allows {MAX_INTERFACE} in the name of an interface",
             text.len()
@@ -45,10 +38,7 @@ pub(super) fn mtu(value: &Value) -> Result<Mtu, Problem> {
         Value::String(text) if text == "auto" => Ok(Mtu::Auto),
         Value::Integer(number) => match u16::try_from(*number) {
             Ok(mtu @ 1280..=9000) => Ok(Mtu::Fixed(mtu)),
-            _ => Err(Problem::new(
-                format!("an MTU of {number} is out of range"),
-                help,
-            )),
+            _ => Err(Problem::new(format!("an MTU of {number} is out of range"), help)),
         },
         _ => Err(Problem::new("this is not an MTU", help)),
     }
@@ -58,9 +48,7 @@ pub(super) fn mtu(value: &Value) -> Result<Mtu, Problem> {
 pub(super) fn interval(text: &str) -> Result<Duration, Problem> {
     let help = "write a number and its unit, from \"50ms\" to \"60s\"";
     let not_a_duration = || Problem::new(format!("`{text}` is not a duration"), help);
-    let unit_at = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .ok_or_else(not_a_duration)?;
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(not_a_duration)?;
     let (number, unit) = text.split_at(unit_at);
     let milliseconds = match unit.trim() {
         "ms" => 1.0,
@@ -69,10 +57,7 @@ pub(super) fn interval(text: &str) -> Result<Duration, Problem> {
         _ => return Err(not_a_duration()),
     } * number.parse::<f64>().map_err(|_| not_a_duration())?;
     if !(50.0..=60e3).contains(&milliseconds) {
-        return Err(Problem::new(
-            format!("an interval of {text} is out of range"),
-            help,
-        ));
+        return Err(Problem::new(format!("an interval of {text} is out of range"), help));
     }
     Ok(Duration::from_secs_f64(milliseconds / 1e3))
 }
@@ -81,14 +66,10 @@ pub(super) fn interval(text: &str) -> Result<Duration, Problem> {
 pub(super) fn listen(text: &str) -> Result<SocketAddr, Problem> {
     let help = "write an address of this machine and a port, such as \"0.0.0.0:7311\", or \"[::]:7311\" for IPv4 and \
                 IPv6";
-    let address: SocketAddr = text
-        .parse()
-        .map_err(|_| Problem::new(format!("`{text}` is not an address and port"), help))?;
+    let address: SocketAddr =
+        text.parse().map_err(|_| Problem::new(format!("`{text}` is not an address and port"), help))?;
     if address.ip().is_multicast() {
-        return Err(Problem::new(
-            format!("`{text}` is a multicast address: it is not this machine's"),
-            help,
-        ));
+        return Err(Problem::new(format!("`{text}` is a multicast address: it is not this machine's"), help));
     }
     Ok(address)
 }
@@ -113,41 +94,23 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, Problem> {
     };
     let port = port.ok_or_else(|| bad(format!("`{text}` has no port")))?;
     let port = match port.parse::<u16>() {
-        Ok(port @ 1..) if !text.ends_with(|c: char| !c.is_ascii_digit()) && !text.contains("+") => {
-            port
-        }
+        Ok(port @ 1..) if !text.ends_with(|c: char| !c.is_ascii_digit()) && !text.contains("+") => port,
         _ => return Err(bad(format!("`{port}` is not a port: ports are 1 to 65535"))),
     };
-    let well_formed = if text.starts_with('[') {
-        is_ipv6(host)
-    } else {
-        is_ipv4_or_name(host)
-    };
+    let well_formed = if text.starts_with('[') { is_ipv6(host) } else { is_ipv4_or_name(host) };
     if !well_formed {
         return Err(bad(format!("`{host}` is not a host name or address")));
     }
-    if host
-        .parse::<IpAddr>()
-        .is_ok_and(|ip| ip.is_unspecified() || ip.is_multicast())
-    {
-        return Err(bad(format!(
-            "`{host}` is not the address of any one machine"
-        )));
+    if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified() || ip.is_multicast()) {
+        return Err(bad(format!("`{host}` is not the address of any one machine")));
     }
-    Ok(Endpoint {
-        host: host.to_owned(),
-        port,
-    })
+    Ok(Endpoint { host: host.to_owned(), port })
 }
 
 /// An IPv6 address, with `%interface` if it is link-local.
 fn is_ipv6(host: &str) -> bool {
-    let (address, zone) = host
-        .split_once('%')
-        .map_or((host, None), |(address, zone)| (address, Some(zone)));
-    let zone_fits = |ip: Ipv6Addr| {
-        zone.is_none_or(|zone| ip.is_unicast_link_local() && interface(zone).is_ok())
-    };
+    let (address, zone) = host.split_once('%').map_or((host, None), |(address, zone)| (address, Some(zone)));
+    let zone_fits = |ip: Ipv6Addr| zone.is_none_or(|zone| ip.is_unicast_link_local() && interface(zone).is_ok());
     address.parse().is_ok_and(zone_fits)
 }
 
@@ -156,15 +119,10 @@ fn is_ipv4_or_name(host: &str) -> bool {
     let name = host.strip_suffix('.').unwrap_or(host);
     let label = |label: &str| {
         let inside = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        (1..=63).contains(&label.len())
-            && label.bytes().all(inside)
-            && !label.starts_with('-')
-            && !label.ends_with('-')
+        (1..=63).contains(&label.len()) && label.bytes().all(inside) && !label.starts_with('-') && !label.ends_with('-')
     };
     match name.rsplit('.').next() {
-        Some(last) if last.bytes().all(|b| b.is_ascii_digit()) => {
-            host.parse::<std::net::Ipv4Addr>().is_ok()
-        }
+        Some(last) if last.bytes().all(|b| b.is_ascii_digit()) => host.parse::<std::net::Ipv4Addr>().is_ok(),
         _ => name.len() <= 253 && name.split('.').all(label),
     }
 }
@@ -184,11 +142,7 @@ pub(super) fn address(text: &str) -> Result<IpNet, Problem> {
         && prefix < 31
         && (ip == network.network() || ip == network.broadcast())
     {
-        let which = if ip == network.network() {
-            "network's own"
-        } else {
-            "broadcast"
-        };
+        let which = if ip == network.network() { "network's own" } else { "broadcast" };
         let first = v4.hosts().next().unwrap_or(v4.addr());
         return Err(Problem::new(
             format!("`{text}` is the {which} address, not a host's"),
@@ -217,10 +171,7 @@ pub(super) fn route(text: &str) -> Result<IpNet, Problem> {
 /// `address/prefix`; `usual` is suggested where the prefix is missing.
 fn network_of(text: &str, usual: &str) -> Result<IpNet, Problem> {
     if text.parse::<IpAddr>().is_ok() {
-        return Err(Problem::new(
-            format!("`{text}` has no prefix length"),
-            format!("write it as \"{text}{usual}\""),
-        ));
+        return Err(Problem::new(format!("`{text}` has no prefix length"), format!("write it as \"{text}{usual}\"")));
     }
     text.parse().map_err(|_| {
         Problem::new(

@@ -75,11 +75,7 @@ pub(super) struct Crypto {
 
 impl Default for Crypto {
     fn default() -> Self {
-        Self {
-            cipher: super::CipherChoice::Auto,
-            post_quantum: true,
-            checksum: super::Checksum::Partial,
-        }
+        Self { cipher: super::CipherChoice::Auto, post_quantum: true, checksum: super::Checksum::Partial }
     }
 }
 
@@ -92,10 +88,7 @@ pub(super) struct Liveness {
 /// Its fields are read for their types only, until there is more than one path.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
-#[expect(
-    dead_code,
-    reason = "a file with a [[path]] is rejected until there is more than one path"
-)]
+#[expect(dead_code, reason = "a file with a [[path]] is rejected until there is more than one path")]
 pub(super) struct Path {
     pub name: Option<String>,
     pub interface: Option<String>,
@@ -107,10 +100,7 @@ pub(super) struct Path {
 /// Its fields are read for their types only, until there are hooks.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
-#[expect(
-    dead_code,
-    reason = "a file with [hooks] is rejected until there are hooks"
-)]
+#[expect(dead_code, reason = "a file with [hooks] is rejected until there are hooks")]
 pub(super) struct Hooks {
     pub up: Option<Vec<String>>,
     pub down: Option<Vec<String>>,

@@ -28,9 +28,7 @@ fn with(old: &str, new: &str) -> Result<(Config, Vec<Warning>), ConfigError> {
 }
 
 fn good(old: &str, new: &str) -> Config {
-    with(old, new)
-        .unwrap_or_else(|error| panic!("{new}: {error}"))
-        .0
+    with(old, new).unwrap_or_else(|error| panic!("{new}: {error}")).0
 }
 
 /// `cases.txt`: what is exchanged in the base, `---`, for what, `>>>`, what the user then sees; `===` between cases.
@@ -44,9 +42,7 @@ fn each_mistake_is_shown_as_in_cases_txt() {
             Err(error) => format!("error: {error}"),
             Ok((_, warnings)) => {
                 let warnings = warnings.iter().map(|warning| format!("warning: {warning}"));
-                warnings
-                    .filter(|text| !text.contains("tieline publishes"))
-                    .collect()
+                warnings.filter(|text| !text.contains("tieline publishes")).collect()
             }
         };
         assert_eq!(shown, expected, "in the case of\n{new}");
@@ -62,10 +58,7 @@ fn a_small_file_has_the_defaults() {
         config.link,
         LinkConfig {
             interface: "tl0".into(),
-            addresses: vec![
-                "10.99.0.1/30".parse().unwrap(),
-                "fd99::1/126".parse().unwrap()
-            ],
+            addresses: vec!["10.99.0.1/30".parse().unwrap(), "fd99::1/126".parse().unwrap()],
             routes: vec!["192.168.20.0/24".parse().unwrap()],
             mtu: Mtu::Auto,
             metric: None,
@@ -74,19 +67,10 @@ fn a_small_file_has_the_defaults() {
     assert_eq!(config.local.listen, Some("[::]:7311".parse().unwrap()));
     assert!(config.peer.endpoint.is_none() && config.peer.preshared_key.is_none());
     let (cipher, checksum) = (CipherChoice::Auto, Checksum::Partial);
-    assert_eq!(
-        config.crypto,
-        CryptoConfig {
-            cipher,
-            post_quantum: true,
-            checksum
-        }
-    );
+    assert_eq!(config.crypto, CryptoConfig { cipher, post_quantum: true, checksum });
     assert_eq!(config.liveness_interval, Duration::from_secs(1));
 
-    let [published] = &warnings[..] else {
-        panic!("{warnings:?}")
-    };
+    let [published] = &warnings[..] else { panic!("{warnings:?}") };
     assert_eq!(
         published.to_string(),
         "this end's key is one of the example keys that tieline publishes: the link is open to everyone
@@ -132,40 +116,18 @@ interval = "500ms"
 "#;
     let (config, warnings) = from_text(text).unwrap();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(
-        warnings[1]
-            .to_string()
-            .starts_with("the preshared key is one of the example keys")
-    );
+    assert!(warnings[1].to_string().starts_with("the preshared key is one of the example keys"));
     assert_eq!(config.link.interface, "hq-branch");
-    assert_eq!(
-        (config.link.addresses.len(), config.link.routes.len()),
-        (3, 4)
-    );
-    assert_eq!(
-        (config.link.mtu, config.link.metric),
-        (Mtu::Fixed(1420), Some(100))
-    );
-    assert_eq!(
-        config.peer.endpoint.as_ref().unwrap().to_string(),
-        "branch.example.net:7311"
-    );
+    assert_eq!((config.link.addresses.len(), config.link.routes.len()), (3, 4));
+    assert_eq!((config.link.mtu, config.link.metric), (Mtu::Fixed(1420), Some(100)));
+    assert_eq!(config.peer.endpoint.as_ref().unwrap().to_string(), "branch.example.net:7311");
     let (cipher, checksum) = (CipherChoice::ChaCha20Poly1305, Checksum::Full);
-    assert_eq!(
-        config.crypto,
-        CryptoConfig {
-            cipher,
-            post_quantum: false,
-            checksum
-        }
-    );
+    assert_eq!(config.crypto, CryptoConfig { cipher, post_quantum: false, checksum });
     assert_eq!(config.liveness_interval, Duration::from_millis(500));
 
     let shown = format!("{config:?}");
     assert!(shown.contains("SecretKey(redacted)") && shown.contains("PresharedKey(redacted)"));
-    assert!(
-        !shown.to_uppercase().contains("TLSECRET1") && !shown.to_uppercase().contains("TLPSK1")
-    );
+    assert!(!shown.to_uppercase().contains("TLSECRET1") && !shown.to_uppercase().contains("TLPSK1"));
 }
 
 #[test]
@@ -215,20 +177,10 @@ fn endpoints_are_read_and_written_back() {
 
 #[test]
 fn intervals_are_read() {
-    for (text, milliseconds) in [
-        ("50ms", 50),
-        ("1s", 1000),
-        ("1.5s", 1500),
-        ("0.05s", 50),
-        ("60s", 60_000),
-        ("1m", 60_000),
-        ("2 s", 2000),
-    ] {
-        assert_eq!(
-            parse::interval(text).unwrap(),
-            Duration::from_millis(milliseconds),
-            "{text}"
-        );
+    for (text, milliseconds) in
+        [("50ms", 50), ("1s", 1000), ("1.5s", 1500), ("0.05s", 50), ("60s", 60_000), ("1m", 60_000), ("2 s", 2000)]
+    {
+        assert_eq!(parse::interval(text).unwrap(), Duration::from_millis(milliseconds), "{text}");
     }
     for text in [
         "",
@@ -254,18 +206,11 @@ fn intervals_are_read() {
 
 #[test]
 fn tables_may_be_written_any_way_toml_has() {
-    let config = good(
-        "[link]\naddress = [\"10.99.0.1/30\", \"fd99::1/126\"]\nroutes",
-        "link.interface = 'x'\nlink.routes",
-    );
+    let config =
+        good("[link]\naddress = [\"10.99.0.1/30\", \"fd99::1/126\"]\nroutes", "link.interface = 'x'\nlink.routes");
     assert_eq!(config.link.interface, "x");
     assert_eq!(config.link.routes.len(), 1);
-    assert_eq!(
-        good("[link]", "crypto = { cipher = \"aes-256-gcm\" }\n[link]")
-            .crypto
-            .cipher,
-        CipherChoice::Aes256Gcm
-    );
+    assert_eq!(good("[link]", "crypto = { cipher = \"aes-256-gcm\" }\n[link]").crypto.cipher, CipherChoice::Aes256Gcm);
 }
 
 #[test]
@@ -279,15 +224,9 @@ fn a_key_file_open_to_others_is_an_error_that_says_chmod() {
 
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
     let error = Config::load(&config).unwrap_err().to_string();
-    assert!(
-        error.contains("others than its owner can open this key file (mode 0644)"),
-        "{error}"
-    );
+    assert!(error.contains("others than its owner can open this key file (mode 0644)"), "{error}");
     assert!(error.contains("hq.toml:6:15\n"), "{error}");
-    assert!(
-        error.contains(&format!("help: run `chmod 600 {}`", key.display())),
-        "{error}"
-    );
+    assert!(error.contains(&format!("help: run `chmod 600 {}`", key.display())), "{error}");
 }
 
 #[test]
@@ -305,10 +244,7 @@ fn a_file_that_is_no_config_is_an_error_that_names_it() {
         (".", "this is not a regular file"),
     ] {
         let error = Config::load(&at(name)).unwrap_err().to_string();
-        assert!(
-            error.starts_with(&format!("{what}\n  --> {}\nhelp: ", at(name).display())),
-            "{error}"
-        );
+        assert!(error.starts_with(&format!("{what}\n  --> {}\nhelp: ", at(name).display())), "{error}");
     }
 }
 
@@ -323,13 +259,8 @@ fn a_byte_order_mark_does_not_shift_columns() {
 
 #[test]
 fn what_is_in_a_file_cannot_drive_the_terminal() {
-    let error = with("\"10.99.0.1/30\"", r#""\u001b[2J", "\u009b""#)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        !error.chars().any(|c| c.is_control() && c != '\n'),
-        "{error:?}"
-    );
+    let error = with("\"10.99.0.1/30\"", r#""\u001b[2J", "\u009b""#).unwrap_err().to_string();
+    assert!(!error.chars().any(|c| c.is_control() && c != '\n'), "{error:?}");
 }
 
 proptest::proptest! {

@@ -35,10 +35,7 @@ fn mask_line(line: &str) -> String {
 /// How many bytes at the start of `text` may be shown, and how many after them must not. Both 0: nothing is known yet.
 fn secret_at(text: &str) -> (usize, usize) {
     for prefix in PREFIXES {
-        if text
-            .get(..prefix.len())
-            .is_some_and(|head| head.eq_ignore_ascii_case(prefix))
-        {
+        if text.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix)) {
             if text[prefix.len()..].starts_with('…') {
                 return (prefix.len(), 0);
             }
@@ -46,12 +43,8 @@ fn secret_at(text: &str) -> (usize, usize) {
             return (prefix.len(), end - prefix.len());
         }
     }
-    let run = text
-        .find(|c: char| !c.is_ascii_alphanumeric())
-        .unwrap_or(text.len());
-    let is_public = text
-        .get(..6)
-        .is_some_and(|head| head.eq_ignore_ascii_case("tlpub1"));
+    let run = text.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(text.len());
+    let is_public = text.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("tlpub1"));
     match run {
         _ if is_public => (run, 0),
         LONG_RUN.. => (0, run),
