@@ -145,8 +145,7 @@ impl<M> Batch<M> {
     /// Works on each datagram in place and forgets those for which `keep` says no. No bytes move.
     pub fn retain(&mut self, mut keep: impl FnMut(&mut [u8], &mut M) -> bool) {
         let bytes = &mut self.bytes;
-        self.entries
-            .retain_mut(|entry| keep(&mut bytes[entry.range.clone()], &mut entry.meta));
+        self.entries.retain_mut(|entry| keep(&mut bytes[entry.range.clone()], &mut entry.meta));
     }
 }
 
@@ -155,12 +154,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LAYOUT: Layout = Layout {
-        header: 3,
-        frame: 20,
-        tag: 2,
-        slots: 4,
-    };
+    const LAYOUT: Layout = Layout { header: 3, frame: 20, tag: 2, slots: 4 };
 
     fn fill_room(batch: &mut Batch<u8>, length: usize, byte: u8) {
         batch.room().unwrap()[..length].fill(byte);
@@ -173,10 +167,7 @@ mod tests {
         for byte in 1..=3 {
             fill_room(&mut batch, 10, byte);
         }
-        let spans: Vec<_> = batch
-            .iter()
-            .map(|(bytes, _)| bytes.as_ptr_range())
-            .collect();
+        let spans: Vec<_> = batch.iter().map(|(bytes, _)| bytes.as_ptr_range()).collect();
         assert_eq!(spans[0].end, spans[1].start);
         assert_eq!(spans[1].end, spans[2].start);
         assert!(batch.iter().all(|(bytes, _)| bytes.len() == 15));

@@ -12,9 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub(super) struct Control([u8; Control::SIZE]);
 
 const _: () = assert!(align_of::<Control>() >= align_of::<cmsghdr>());
-const _: () = assert!(
-    Control::SIZE >= size_of::<cmsghdr>() + size_of::<in6_pktinfo>() + 2 * align_of::<cmsghdr>()
-);
+const _: () = assert!(Control::SIZE >= size_of::<cmsghdr>() + size_of::<in6_pktinfo>() + 2 * align_of::<cmsghdr>());
 
 impl Control {
     pub(super) const SIZE: usize = 64;
@@ -31,9 +29,7 @@ impl Control {
         if let (IpAddr::V4(local), false) = (local, socket_is_v6) {
             let info = in_pktinfo {
                 ipi_ifindex: 0,
-                ipi_spec_dst: libc::in_addr {
-                    s_addr: u32::from(local).to_be(),
-                },
+                ipi_spec_dst: libc::in_addr { s_addr: u32::from(local).to_be() },
                 ipi_addr: libc::in_addr { s_addr: 0 },
             };
             return self.write(libc::IPPROTO_IP, libc::IP_PKTINFO, info);
@@ -42,12 +38,7 @@ impl Control {
             IpAddr::V4(local) => local.to_ipv6_mapped(),
             IpAddr::V6(local) => local,
         };
-        let info = in6_pktinfo {
-            ipi6_addr: libc::in6_addr {
-                s6_addr: local.octets(),
-            },
-            ipi6_ifindex: 0,
-        };
+        let info = in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: local.octets() }, ipi6_ifindex: 0 };
         self.write(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info)
     }
 
@@ -84,13 +75,7 @@ pub(super) unsafe fn local_address(message: &msghdr) -> Option<IpAddr> {
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !header.is_null() {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give null or a whole header inside the buffer.
-        let (level, kind, length) = unsafe {
-            (
-                (*header).cmsg_level,
-                (*header).cmsg_type,
-                (*header).cmsg_len as usize,
-            )
-        };
+        let (level, kind, length) = unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len as usize) };
         match (level, kind) {
             // SAFETY: `header` lies in the buffer as above, and `value` checks its length.
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
@@ -123,11 +108,7 @@ unsafe fn value<T: Copy>(header: *const cmsghdr, length: usize) -> Option<T> {
     // SAFETY: the message holds at least `size_of::<T>()` bytes of data, checked above; every byte of `value` is
     // written, and the caller vouches that any bytes are a `T`.
     unsafe {
-        std::ptr::copy_nonoverlapping(
-            libc::CMSG_DATA(header),
-            value.as_mut_ptr().cast::<u8>(),
-            size_of::<T>(),
-        );
+        std::ptr::copy_nonoverlapping(libc::CMSG_DATA(header), value.as_mut_ptr().cast::<u8>(), size_of::<T>());
         Some(value.assume_init())
     }
 }
@@ -157,10 +138,7 @@ mod tests {
         // IPv4 proper names the source in `spec_dst` when sending, the destination in `addr` when receiving.
         let mut control = Control::EMPTY;
         let length = control.pin(v4, false);
-        assert_eq!(
-            read_back(&mut control, length),
-            Some("0.0.0.0".parse().unwrap())
-        );
+        assert_eq!(read_back(&mut control, length), Some("0.0.0.0".parse().unwrap()));
     }
 
     #[test]

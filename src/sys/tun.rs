@@ -13,9 +13,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 #[derive(Debug, thiserror::Error)]
 pub enum TunError {
     /// No interface can have this name.
-    #[error(
-        "\"{0}\" cannot name an interface: it takes 1 to 15 bytes without spaces, '/', ':' or '%'"
-    )]
+    #[error("\"{0}\" cannot name an interface: it takes 1 to 15 bytes without spaces, '/', ':' or '%'")]
     Name(String),
     /// The name is taken, by another tieline or by anything else.
     #[error(
@@ -30,9 +28,7 @@ pub enum TunError {
     )]
     NotPermitted(String),
     /// The node /dev/net/tun is there but may not be opened.
-    #[error(
-        "not allowed to open /dev/net/tun: run as root, or give this user read and write access to it"
-    )]
+    #[error("not allowed to open /dev/net/tun: run as root, or give this user read and write access to it")]
     NodeForbidden,
     /// There is no /dev/net/tun, or no driver behind it.
     #[error(
@@ -174,10 +170,7 @@ mod tests {
                 test();
                 return true;
             };
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "no network namespace: {error}"
-            );
+            assert!(std::env::var_os("CI").is_none(), "no network namespace: {error}");
             false
         });
         if !ran.join().unwrap() {
@@ -186,10 +179,7 @@ mod tests {
     }
 
     fn shell(command: &str) {
-        let status = std::process::Command::new("sh")
-            .args(["-c", command])
-            .status()
-            .unwrap();
+        let status = std::process::Command::new("sh").args(["-c", command]).status().unwrap();
         assert!(status.success(), "{command}");
     }
 
@@ -213,13 +203,8 @@ mod tests {
     fn frames_go_in_and_out_and_the_device_ends_with_its_descriptor() {
         in_own_network(|| {
             let fd = create("tltest0").unwrap();
-            assert!(
-                matches!(write(fd.as_fd(), &[0x45; 20]), Err(Refused::Frame(_))),
-                "taken while down"
-            );
-            shell(
-                "ip addr add 10.9.9.1/30 dev tltest0 && ip link set tltest0 up && ip link set lo up",
-            );
+            assert!(matches!(write(fd.as_fd(), &[0x45; 20]), Err(Refused::Frame(_))), "taken while down");
+            shell("ip addr add 10.9.9.1/30 dev tltest0 && ip link set tltest0 up && ip link set lo up");
 
             let mut frame = ping_frame(&fd);
             assert_eq!(frame.len(), 20 + 8 + 5, "no header before the frame");
@@ -234,10 +219,7 @@ mod tests {
             socket.set_read_timeout(timeout).unwrap();
             write(fd.as_fd(), &frame).unwrap();
             assert_eq!(socket.recv(&mut [0; 10]).unwrap(), 5);
-            assert!(
-                matches!(write(fd.as_fd(), &[0x15; 20]), Err(Refused::Frame(_))),
-                "not IP"
-            );
+            assert!(matches!(write(fd.as_fd(), &[0x15; 20]), Err(Refused::Frame(_))), "not IP");
 
             assert!(if_nametoindex("tltest0").is_ok());
             drop(fd);
@@ -250,21 +232,15 @@ mod tests {
         in_own_network(|| {
             let fd = create("tltest1").unwrap();
             shell("ip link set tltest1 up && ip link del tltest1");
-            assert!(matches!(
-                read(fd.as_fd(), &mut [0; 100]),
-                Ok(_) | Err(Refused::Gone(_))
-            ));
-            assert!(matches!(
-                write(fd.as_fd(), &[0x45; 20]),
-                Err(Refused::Gone(_))
-            ));
+            assert!(matches!(read(fd.as_fd(), &mut [0; 100]), Ok(_) | Err(Refused::Gone(_))));
+            assert!(matches!(write(fd.as_fd(), &[0x45; 20]), Err(Refused::Gone(_))));
         });
     }
 
     #[test]
     fn what_exists_is_not_taken_over() {
         in_own_network(|| {
-            shell("ip tuntap add tltest2 mode tun && ip link add tltest3 type dummy");
+            shell("ip tuntap add tltest2 mode tun && ip link add tltest3 type veth peer name tltest7");
             let _held = create("tltest4").unwrap();
             for name in ["tltest2", "tltest3", "tltest4", "lo"] {
                 let error = create(name).unwrap_err();
@@ -292,17 +268,7 @@ mod tests {
 
     #[test]
     fn names_no_interface_can_have_are_refused_before_anything_is_opened() {
-        for name in [
-            "",
-            ".",
-            "..",
-            "a/b",
-            "a b",
-            "tl%d",
-            "a:b",
-            "sixteen-letters-",
-            "tl\n0",
-        ] {
+        for name in ["", ".", "..", "a/b", "a b", "tl%d", "a:b", "sixteen-letters-", "tl\n0"] {
             assert!(matches!(create(name), Err(TunError::Name(_))), "{name:?}");
         }
         assert!(is_name("fifteen-letters"));

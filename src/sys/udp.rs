@@ -7,9 +7,7 @@ use super::cmsg::{Control, local_address};
 use libc::{c_int, c_uint, iovec, mmsghdr, msghdr, sockaddr_storage};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    self, AddressFamily, SetSockOpt, SockFlag, SockType, SockaddrLike, SockaddrStorage, sockopt,
-};
+use nix::sys::socket::{self, AddressFamily, SetSockOpt, SockFlag, SockType, SockaddrLike, SockaddrStorage, sockopt};
 use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -37,9 +35,7 @@ pub enum BindError {
     )]
     NotPermitted(SocketAddr),
     /// The kernel runs without IPv6 (or IPv4).
-    #[error(
-        "this kernel runs without the family of {0}: set an address of the other one at [local] listen"
-    )]
+    #[error("this kernel runs without the family of {0}: set an address of the other one at [local] listen")]
     NoFamily(SocketAddr),
     /// Anything else the system said.
     #[error("cannot bind UDP {0}: {1}")]
@@ -64,21 +60,11 @@ impl UdpSocket {
     /// # Errors
     /// As [`BindError`] says.
     pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        let family = if address.is_ipv6() {
-            AddressFamily::Inet6
-        } else {
-            AddressFamily::Inet
-        };
+        let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket::socket(family, SockType::Datagram, flags, None)
-            .map_err(|e| bind_error(address, e))?;
-        let socket = UdpSocket {
-            fd,
-            is_v6: address.is_ipv6(),
-        };
-        socket
-            .configure(address)
-            .map_err(|e| bind_error(address, e))?;
+        let fd = socket::socket(family, SockType::Datagram, flags, None).map_err(|e| bind_error(address, e))?;
+        let socket = UdpSocket { fd, is_v6: address.is_ipv6() };
+        socket.configure(address).map_err(|e| bind_error(address, e))?;
         let name = SockaddrStorage::from(address);
         socket::bind(socket.fd.as_raw_fd(), &name).map_err(|e| bind_error(address, e))?;
         Ok(socket)
@@ -90,9 +76,7 @@ impl UdpSocket {
     /// As [`BindError`] says.
     pub fn bind_any() -> Result<Self, BindError> {
         match Self::bind((Ipv6Addr::UNSPECIFIED, 0).into()) {
-            Err(BindError::NoFamily(_) | BindError::NoSuchAddress(_)) => {
-                Self::bind((Ipv4Addr::UNSPECIFIED, 0).into())
-            }
+            Err(BindError::NoFamily(_) | BindError::NoSuchAddress(_)) => Self::bind((Ipv4Addr::UNSPECIFIED, 0).into()),
             bound => bound,
         }
     }
@@ -102,25 +86,15 @@ impl UdpSocket {
         if self.is_v6 {
             self.set(sockopt::Ipv6V6Only, &!address.ip().is_unspecified())?;
             self.set(sockopt::Ipv6RecvPacketInfo, &true)?;
-            self.set_int(
-                libc::IPPROTO_IPV6,
-                libc::IPV6_MTU_DISCOVER,
-                libc::IPV6_PMTUDISC_PROBE,
-            )?;
+            self.set_int(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
         } else {
             self.set(sockopt::Ipv4PacketInfo, &true)?;
         }
         // On a dual-stack socket this is what governs the IPv4 half.
-        self.set_int(
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_PROBE,
-        )?;
+        self.set_int(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
         // FORCE goes beyond the system's limit and needs CAP_NET_ADMIN; without it the limit is what we get.
-        self.set(sockopt::RcvBufForce, &BUFFER)
-            .or_else(|_| self.set(sockopt::RcvBuf, &BUFFER))?;
-        self.set(sockopt::SndBufForce, &BUFFER)
-            .or_else(|_| self.set(sockopt::SndBuf, &BUFFER))
+        self.set(sockopt::RcvBufForce, &BUFFER).or_else(|_| self.set(sockopt::RcvBuf, &BUFFER))?;
+        self.set(sockopt::SndBufForce, &BUFFER).or_else(|_| self.set(sockopt::SndBuf, &BUFFER))
     }
 
     fn set<O: SetSockOpt>(&self, option: O, value: &O::Val) -> nix::Result<()> {
@@ -130,8 +104,7 @@ impl UdpSocket {
     fn set_int(&self, level: c_int, option: c_int, value: c_int) -> nix::Result<()> {
         let (pointer, length) = ((&raw const value).cast(), size_of::<c_int>() as u32);
         // SAFETY: the descriptor is open, and `pointer` is to a live integer of `length` bytes.
-        let result =
-            unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, option, pointer, length) };
+        let result = unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, option, pointer, length) };
         Errno::result(result).map(drop)
     }
 
@@ -148,12 +121,7 @@ impl UdpSocket {
     ///
     /// # Errors
     /// As sendmsg(2), `WouldBlock` included: nothing was sent. [`unpins`] tells the ones that blame `local`.
-    pub fn send_to(
-        &self,
-        datagram: &[u8],
-        peer: SocketAddr,
-        local: Option<IpAddr>,
-    ) -> io::Result<()> {
+    pub fn send_to(&self, datagram: &[u8], peer: SocketAddr, local: Option<IpAddr>) -> io::Result<()> {
         let mut header = MessageHeader::new(self.is_v6, peer, local)?;
         let mut piece = iovec_of(datagram);
         let message = header.message(&mut piece);
@@ -196,17 +164,12 @@ fn bind_error(address: SocketAddr, error: Errno) -> BindError {
 /// there is no way from it to the peer.
 pub fn unpins(error: &io::Error) -> bool {
     const BLAME: [i32; 3] = [libc::EINVAL, libc::EADDRNOTAVAIL, libc::ENETUNREACH];
-    error
-        .raw_os_error()
-        .is_some_and(|code| BLAME.contains(&code))
+    error.raw_os_error().is_some_and(|code| BLAME.contains(&code))
 }
 
 /// Whether an error means that the descriptor itself is of no more use, and not one datagram or path.
 pub fn is_fatal(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT)
-    )
+    matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT))
 }
 
 /// Destination and source of what is sent, in the kernel's form.
@@ -219,9 +182,7 @@ struct MessageHeader {
 impl MessageHeader {
     fn new(socket_is_v6: bool, peer: SocketAddr, local: Option<IpAddr>) -> io::Result<Self> {
         let name = match (peer, socket_is_v6) {
-            (SocketAddr::V4(peer), true) => {
-                SocketAddrV6::new(peer.ip().to_ipv6_mapped(), peer.port(), 0, 0).into()
-            }
+            (SocketAddr::V4(peer), true) => SocketAddrV6::new(peer.ip().to_ipv6_mapped(), peer.port(), 0, 0).into(),
             (SocketAddr::V6(_), false) => return Err(Errno::EAFNOSUPPORT.into()),
             (peer, _) => peer,
         };
@@ -231,11 +192,7 @@ impl MessageHeader {
         }
         let mut control = Control::EMPTY;
         let control_length = local.map_or(0, |local| control.pin(local, socket_is_v6));
-        Ok(MessageHeader {
-            name: name.into(),
-            control,
-            control_length,
-        })
+        Ok(MessageHeader { name: name.into(), control, control_length })
     }
 
     /// The message header for the bytes in `piece`. It points into both arguments.
@@ -256,10 +213,7 @@ impl MessageHeader {
 
 /// For sending only: the kernel writes nothing there.
 fn iovec_of(bytes: &[u8]) -> iovec {
-    iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: bytes.len(),
-    }
+    iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
 }
 
 fn socket_addr(name: &SockaddrStorage) -> Option<SocketAddr> {
@@ -304,10 +258,7 @@ impl SendBatch {
     pub fn new(size: usize) -> Self {
         // SAFETY: zeros are valid for both, as integers and null pointers.
         let (message, piece) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-        SendBatch {
-            messages: vec![message; size].into(),
-            pieces: vec![piece; size].into(),
-        }
+        SendBatch { messages: vec![message; size].into(), pieces: vec![piece; size].into() }
     }
 
     /// Sends `datagrams` to `peer`, in order, from `local` if that is given; those beyond the batch's size count as failed.
@@ -334,9 +285,7 @@ impl SendBatch {
         };
         let mut count = 0;
         for datagram in datagrams {
-            let (Some(piece), Some(message)) =
-                (self.pieces.get_mut(count), self.messages.get_mut(count))
-            else {
+            let (Some(piece), Some(message)) = (self.pieces.get_mut(count), self.messages.get_mut(count)) else {
                 report.failed += 1;
                 continue;
             };
@@ -349,10 +298,7 @@ impl SendBatch {
             match self.send_from(socket, next, count) {
                 Ok(sent) => {
                     report.sent += sent;
-                    report.bytes += self.pieces[next..next + sent]
-                        .iter()
-                        .map(|piece| piece.iov_len)
-                        .sum::<usize>();
+                    report.bytes += self.pieces[next..next + sent].iter().map(|piece| piece.iov_len).sum::<usize>();
                     next += sent;
                 }
                 Err(Errno::EINTR) => {}
@@ -423,8 +369,7 @@ impl ReceiveBatch {
     /// For batches of up to `size` datagrams.
     pub fn new(size: usize) -> Self {
         // SAFETY: zeros are valid for all three, as integers and null pointers.
-        let (message, piece, name) =
-            unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
+        let (message, piece, name) = unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
         ReceiveBatch {
             messages: vec![message; size].into(),
             pieces: vec![piece; size].into(),
@@ -440,18 +385,11 @@ impl ReceiveBatch {
     /// # Errors
     /// As recvmmsg(2). ICMP-born errors (`ECONNREFUSED`, `EHOSTUNREACH`…) say nothing about the socket: go on. Of
     /// the others [`is_fatal`] tells those after which there is no going on.
-    pub fn receive<'a>(
-        &mut self,
-        socket: &UdpSocket,
-        rooms: impl Iterator<Item = &'a mut [u8]>,
-    ) -> io::Result<usize> {
+    pub fn receive<'a>(&mut self, socket: &UdpSocket, rooms: impl Iterator<Item = &'a mut [u8]>) -> io::Result<usize> {
         self.filled = 0;
         let mut count = 0;
         for (n, room) in rooms.take(self.messages.len()).enumerate() {
-            self.pieces[n] = iovec {
-                iov_base: room.as_mut_ptr().cast(),
-                iov_len: room.len(),
-            };
+            self.pieces[n] = iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
             self.messages[n].msg_hdr = self.header(n);
             count = n + 1;
         }
@@ -460,15 +398,8 @@ impl ReceiveBatch {
             // SAFETY: the first `count` headers were written above. They point to pieces, names and controls, which `self`
             // owns, and by the pieces to the rooms, which are borrowed mutably for 'a, that is beyond this call,
             // and do not overlap. No timeout is given.
-            let received = unsafe {
-                libc::recvmmsg(
-                    fd,
-                    headers,
-                    count as c_uint,
-                    libc::MSG_DONTWAIT,
-                    std::ptr::null_mut(),
-                )
-            };
+            let received =
+                unsafe { libc::recvmmsg(fd, headers, count as c_uint, libc::MSG_DONTWAIT, std::ptr::null_mut()) };
             match Errno::result(received) {
                 Ok(received) => {
                     self.filled = received as usize;
@@ -504,9 +435,7 @@ impl ReceiveBatch {
         let message = &self.messages[n];
         let header = &message.msg_hdr;
         // SAFETY: the name is a whole `sockaddr_storage` of ours, of which the kernel wrote `msg_namelen` bytes.
-        let name = unsafe {
-            SockaddrStorage::from_raw((&raw const self.names[n]).cast(), Some(header.msg_namelen))
-        };
+        let name = unsafe { SockaddrStorage::from_raw((&raw const self.names[n]).cast(), Some(header.msg_namelen)) };
         Some(Datagram {
             length: message.msg_len as usize,
             truncated: header.msg_flags & libc::MSG_TRUNC != 0,
@@ -541,31 +470,16 @@ mod tests {
         let (mut batch, mut all) = (ReceiveBatch::new(8), Vec::new());
         let deadline = Instant::now() + Duration::from_secs(5);
         while all.len() < want {
-            assert!(
-                Instant::now() < deadline,
-                "{} of {want} datagrams came",
-                all.len()
-            );
+            assert!(Instant::now() < deadline, "{} of {want} datagrams came", all.len());
             let mut rooms = vec![[0u8; ROOM]; 8];
-            let count = batch
-                .receive(socket, rooms.iter_mut().map(|room| &mut room[..]))
-                .unwrap();
+            let count = batch.receive(socket, rooms.iter_mut().map(|room| &mut room[..])).unwrap();
             assert_eq!(batch.datagrams().count(), count);
-            all.extend(
-                batch
-                    .datagrams()
-                    .map(|(n, d)| (rooms[n][..d.length].to_vec(), d)),
-            );
+            all.extend(batch.datagrams().map(|(n, d)| (rooms[n][..d.length].to_vec(), d)));
         }
         all
     }
 
-    fn send(
-        from: &UdpSocket,
-        to: SocketAddr,
-        local: Option<IpAddr>,
-        datagrams: &[&[u8]],
-    ) -> SendReport {
+    fn send(from: &UdpSocket, to: SocketAddr, local: Option<IpAddr>, datagrams: &[&[u8]]) -> SendReport {
         SendBatch::new(8).send(from, to, local, datagrams.iter().copied())
     }
 
@@ -573,12 +487,7 @@ mod tests {
     fn talk(a: &str, b: &str, target: &str, pin: &str) {
         let (a, b) = (bind(a), bind(b));
         let (target, pin) = (ip(target), ip(pin));
-        let report = send(
-            &a,
-            loopback(&b, target),
-            Some(pin),
-            &[b"one", b"", b"three"],
-        );
+        let report = send(&a, loopback(&b, target), Some(pin), &[b"one", b"", b"three"]);
         assert!(report.error.is_none(), "{report:?}");
         assert_eq!((report.sent, report.bytes), (3, 8));
         a.send_to(b"four", loopback(&b, target), Some(pin)).unwrap();
@@ -629,8 +538,7 @@ mod tests {
     #[test]
     fn a_truncated_datagram_says_so() {
         let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
-        a.send_to(&[7; ROOM + 1], loopback(&b, ip("127.0.0.1")), None)
-            .unwrap();
+        a.send_to(&[7; ROOM + 1], loopback(&b, ip("127.0.0.1")), None).unwrap();
         let (bytes, datagram) = &receive(&b, 1)[0];
         assert_eq!((bytes.len(), datagram.truncated), (ROOM, true));
     }
@@ -638,8 +546,7 @@ mod tests {
     #[test]
     fn an_empty_socket_gives_nothing_at_once() {
         let mut room = [0; ROOM];
-        let got =
-            ReceiveBatch::new(1).receive(&bind("127.0.0.1:0"), std::iter::once(&mut room[..]));
+        let got = ReceiveBatch::new(1).receive(&bind("127.0.0.1:0"), std::iter::once(&mut room[..]));
         assert_eq!(got.unwrap(), 0);
     }
 
@@ -647,17 +554,11 @@ mod tests {
     fn a_lost_local_address_is_blamed_and_costs_the_batch() {
         let (a, b) = (bind("[::]:0"), bind("[::]:0"));
         // TEST-NET-1 (RFC 5737) and the documentation prefix (RFC 3849) are no address of this machine.
-        for (target, pin) in [
-            ("127.0.0.1", "192.0.2.1"),
-            ("::1", "2001:db8::1"),
-            ("::1", "127.0.0.1"),
-        ] {
+        for (target, pin) in [("127.0.0.1", "192.0.2.1"), ("::1", "2001:db8::1"), ("::1", "127.0.0.1")] {
             let report = send(&a, loopback(&b, ip(target)), Some(ip(pin)), &[b"x", b"y"]);
             assert_eq!((report.sent, report.failed), (0, 2), "{pin}");
             assert!(unpins(report.error.as_ref().unwrap()), "{pin}: {report:?}");
-            let error = a
-                .send_to(b"x", loopback(&b, ip(target)), Some(ip(pin)))
-                .unwrap_err();
+            let error = a.send_to(b"x", loopback(&b, ip(target)), Some(ip(pin))).unwrap_err();
             assert!(unpins(&error) && !is_fatal(&error), "{pin}: {error}");
         }
     }
@@ -666,25 +567,14 @@ mod tests {
     fn one_datagram_too_big_does_not_stop_its_neighbours() {
         let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
         let huge = vec![0; 65_600]; // over what UDP can carry, so over any MTU
-        let report = send(
-            &a,
-            loopback(&b, ip("127.0.0.1")),
-            None,
-            &[b"x", &huge, b"y"],
-        );
-        assert_eq!(
-            (report.sent, report.bytes, report.too_big, report.failed),
-            (2, 2, 1, 0)
-        );
+        let report = send(&a, loopback(&b, ip("127.0.0.1")), None, &[b"x", &huge, b"y"]);
+        assert_eq!((report.sent, report.bytes, report.too_big, report.failed), (2, 2, 1, 0));
         assert_eq!(receive(&b, 2).len(), 2);
     }
 
     #[test]
     fn a_closed_port_at_the_far_end_is_no_evidence() {
-        let (a, closed) = (
-            bind("127.0.0.1:0"),
-            loopback(&bind("127.0.0.1:0"), ip("127.0.0.1")),
-        );
+        let (a, closed) = (bind("127.0.0.1:0"), loopback(&bind("127.0.0.1:0"), ip("127.0.0.1")));
         for _ in 0..3 {
             assert_eq!(send(&a, closed, None, &[b"x"]).sent, 1);
         }
@@ -693,12 +583,7 @@ mod tests {
     #[test]
     fn more_than_the_batch_holds_is_counted() {
         let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
-        let report = SendBatch::new(2).send(
-            &a,
-            loopback(&b, ip("127.0.0.1")),
-            None,
-            [&b"x"[..]; 3].into_iter(),
-        );
+        let report = SendBatch::new(2).send(&a, loopback(&b, ip("127.0.0.1")), None, [&b"x"[..]; 3].into_iter());
         assert_eq!((report.sent, report.failed), (2, 1));
     }
 
@@ -707,10 +592,7 @@ mod tests {
         let a = bind("127.0.0.1:0");
         let report = send(&a, "[::1]:9".parse().unwrap(), None, &[b"x"]);
         assert_eq!(report.failed, 1);
-        assert_eq!(
-            report.error.unwrap().raw_os_error(),
-            Some(libc::EAFNOSUPPORT)
-        );
+        assert_eq!(report.error.unwrap().raw_os_error(), Some(libc::EAFNOSUPPORT));
     }
 
     #[test]
@@ -719,19 +601,11 @@ mod tests {
         let _holder = UdpSocket::bind(taken).unwrap();
         let error = UdpSocket::bind(taken).unwrap_err();
         assert!(matches!(error, BindError::InUse(_)), "{error}");
-        assert!(
-            error
-                .to_string()
-                .contains(&format!("port {} is in use on 127.0.0.1", taken.port())),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&format!("port {} is in use on 127.0.0.1", taken.port())), "{error}");
 
         let error = UdpSocket::bind("192.0.2.1:7311".parse().unwrap()).unwrap_err();
         assert!(matches!(error, BindError::NoSuchAddress(_)), "{error}");
-        assert!(
-            error.to_string().contains("no address 192.0.2.1"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("no address 192.0.2.1"), "{error}");
     }
 
     #[test]

@@ -50,10 +50,7 @@ impl AsFd for Wake {
 pub fn wait_readable<const N: usize>(fds: [Option<BorrowedFd<'_>>; N]) -> io::Result<u32> {
     const { assert!(N <= 32, "one bit each") };
     let Some(filler) = fds.iter().flatten().next().copied() else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "nothing to wait for",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to wait for"));
     };
     // An absent one is stood in for, asked for nothing, and not listened to.
     let mut polled = fds.map(|fd| match fd {
@@ -80,16 +77,10 @@ mod tests {
         let (a, b) = (Wake::new().unwrap(), Wake::new().unwrap());
         a.ring();
         a.ring();
-        assert_eq!(
-            wait_readable([Some(b.as_fd()), None, Some(a.as_fd())]).unwrap(),
-            0b100
-        );
+        assert_eq!(wait_readable([Some(b.as_fd()), None, Some(a.as_fd())]).unwrap(), 0b100);
         a.still();
         b.ring();
-        assert_eq!(
-            wait_readable([Some(b.as_fd()), Some(a.as_fd())]).unwrap(),
-            0b01
-        );
+        assert_eq!(wait_readable([Some(b.as_fd()), Some(a.as_fd())]).unwrap(), 0b01);
     }
 
     #[test]
