@@ -12,7 +12,7 @@
 //!
 //! Nothing waits here but in poll(2), and nothing is decided: what to seal with, where to send and what a control
 //! message means is the engine's business. Each loop owns its half of the session and its batch; no lock, allocation or
-//! channel is touched for a user packet. [`handoff`] brings updates in, [`mailbox`] takes messages out.
+//! channel is touched for a user packet. `handoff` brings updates in, [`mailbox`] takes messages out.
 
 mod egress;
 mod handoff;
@@ -21,6 +21,7 @@ pub mod mailbox;
 mod sockets;
 
 pub use mailbox::{Loop, Mailbox, Message};
+pub use sockets::MAX as MAX_SOCKETS;
 
 use crate::packet::Layout;
 use crate::protocol::levels::{Counter, Levels};
@@ -142,7 +143,7 @@ impl Dataplane {
     /// Receives on `socket` too, and sends on it what has a path with `id`. It takes the place of one with that id.
     ///
     /// # Errors
-    /// `QuotaExceeded` when [`sockets::MAX`] are open already.
+    /// `QuotaExceeded` when [`MAX_SOCKETS`] are open already.
     pub fn add_socket(&mut self, id: SocketId, socket: UdpSocket) -> io::Result<()> {
         self.share(id, Arc::new(socket))
     }

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 /// The most sockets open at once: the one in use, one being tried, and some slack.
-pub(super) const MAX: usize = 4;
+pub const MAX: usize = 4;
 
 /// Up to [`MAX`] sockets.
 #[derive(Debug, Default)]

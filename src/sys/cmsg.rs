@@ -77,13 +77,13 @@ pub(super) unsafe fn local_address(message: &msghdr) -> Option<IpAddr> {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give null or a whole header inside the buffer.
         let (level, kind, length) = unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len as usize) };
         match (level, kind) {
-            // SAFETY: `header` lies in the buffer as above, and `value` checks its length.
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                // SAFETY: `header` lies in the buffer as above, and `value` checks its length.
                 let info: in_pktinfo = unsafe { value(header, length) }?;
                 return Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
             }
-            // SAFETY: as above.
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                // SAFETY: as above.
                 let info: in6_pktinfo = unsafe { value(header, length) }?;
                 return Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
             }

@@ -6,6 +6,8 @@
 
 pub mod clock;
 mod cmsg;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tun;
 pub mod udp;
 pub mod wake;

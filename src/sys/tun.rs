@@ -158,30 +158,10 @@ pub fn write(tun: BorrowedFd<'_>, frame: &[u8]) -> Result<(), Refused> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::testing::{in_own_network, shell};
     use crate::sys::wake::wait_readable;
-    use nix::sched::{CloneFlags, unshare};
+    use nix::poll::{PollFd, PollFlags, poll};
     use std::os::fd::AsFd;
-
-    /// Runs `test` in a network namespace of its own, on a thread of its own. Where that is not allowed it is skipped, but
-    /// not in CI.
-    fn in_own_network(test: impl FnOnce() + Send + 'static) {
-        let ran = std::thread::spawn(move || {
-            let Err(error) = unshare(CloneFlags::CLONE_NEWNET) else {
-                test();
-                return true;
-            };
-            assert!(std::env::var_os("CI").is_none(), "no network namespace: {error}");
-            false
-        });
-        if !ran.join().unwrap() {
-            eprintln!("skipped: a network namespace needs root");
-        }
-    }
-
-    fn shell(command: &str) {
-        let status = std::process::Command::new("sh").args(["-c", command]).status().unwrap();
-        assert!(status.success(), "{command}");
-    }
 
     fn ping_frame(fd: &OwnedFd) -> Vec<u8> {
         let socket = std::net::UdpSocket::bind("10.9.9.1:0").unwrap();
@@ -204,6 +184,8 @@ mod tests {
         in_own_network(|| {
             let fd = create("tltest0").unwrap();
             assert!(matches!(write(fd.as_fd(), &[0x45; 20]), Err(Refused::Frame(_))), "taken while down");
+            let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(poll(&mut fds, 20u8).unwrap(), 0, "a loop would spin while it is down");
             shell("ip addr add 10.9.9.1/30 dev tltest0 && ip link set tltest0 up && ip link set lo up");
 
             let mut frame = ping_frame(&fd);
@@ -232,7 +214,8 @@ mod tests {
         in_own_network(|| {
             let fd = create("tltest1").unwrap();
             shell("ip link set tltest1 up && ip link del tltest1");
-            assert!(matches!(read(fd.as_fd(), &mut [0; 100]), Ok(_) | Err(Refused::Gone(_))));
+            assert_eq!(wait_readable([Some(fd.as_fd())]).unwrap(), 1, "a sleeping loop would not learn of it");
+            assert!(matches!(read(fd.as_fd(), &mut [0; 100]), Err(Refused::Gone(_))));
             assert!(matches!(write(fd.as_fd(), &[0x45; 20]), Err(Refused::Gone(_))));
         });
     }

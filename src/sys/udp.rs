@@ -140,7 +140,8 @@ impl UdpSocket {
     /// Waits until the send buffer has room, for [`SEND_WAIT_MS`] at most, and says whether it has.
     fn wait_for_room(&self) -> bool {
         let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
-        poll(&mut fds, PollTimeout::from(SEND_WAIT_MS)).is_ok_and(|ready| ready > 0)
+        let _ = poll(&mut fds, PollTimeout::from(SEND_WAIT_MS));
+        fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLOUT))
     }
 }
 
@@ -449,6 +450,7 @@ impl ReceiveBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::testing::{in_own_network, shell};
     use std::time::{Duration, Instant};
 
     const ROOM: usize = 2000;
@@ -570,6 +572,21 @@ mod tests {
         let report = send(&a, loopback(&b, ip("127.0.0.1")), None, &[b"x", &huge, b"y"]);
         assert_eq!((report.sent, report.bytes, report.too_big, report.failed), (2, 2, 1, 0));
         assert_eq!(receive(&b, 2).len(), 2);
+    }
+
+    #[test]
+    fn what_exceeds_the_mtu_is_refused_not_cut_into_fragments() {
+        in_own_network(|| {
+            shell("ip link set lo mtu 1280 up");
+            for target in ["127.0.0.1", "::1"].map(ip) {
+                let (a, b) = (bind("[::]:0"), bind("[::]:0"));
+                let headers = if target.is_ipv4() { 28 } else { 48 };
+                let (fits, exceeds) = (vec![1; 1280 - headers], vec![2; 1281 - headers]);
+                let report = send(&a, loopback(&b, target), None, &[&exceeds, &fits]);
+                assert_eq!((report.sent, report.too_big, report.failed), (1, 1, 0), "{target}: {report:?}");
+                assert_eq!(receive(&b, 1)[0].0, fits);
+            }
+        });
     }
 
     #[test]
