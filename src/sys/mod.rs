@@ -6,6 +6,7 @@
 
 pub mod clock;
 mod cmsg;
+pub mod netlink;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tun;
