@@ -435,3 +435,215 @@ fn invalid(
         source: io::Error::new(io::ErrorKind::InvalidInput, error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::netns::NetNs;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    /// Runs `test` in an empty network of its own. The same calls are made by an ordinary user in tests/namespaces.rs.
+    fn in_own_network(test: impl Future<Output = ()> + Send) {
+        let network = match NetNs::create() {
+            Ok(network) => network,
+            Err(e) if std::env::var_os("CI").is_none() || !nix::unistd::geteuid().is_root() => {
+                return eprintln!("skipped: may not make a network namespace ({e})");
+            }
+            Err(e) => panic!("making a network namespace: {e}"),
+        };
+        network.run(|| runtime().block_on(test)).unwrap();
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_link_gets_addresses_routes_and_an_mtu() {
+        in_own_network(async {
+            let netlink = Netlink::open().unwrap();
+            netlink.create_veth("left", "right").await.unwrap();
+            let left = netlink.index("left").await.unwrap();
+            let right = netlink.index("right").await.unwrap();
+            netlink.set_mtu(left, 1400).await.unwrap();
+            netlink.set_txqueuelen(left, 77).await.unwrap();
+            netlink.set_up(left).await.unwrap();
+            netlink.set_up(right).await.unwrap();
+            for (address, len) in [("10.99.0.1", 30), ("10.98.0.0", 31), ("fd99::1", 126)] {
+                netlink.add_address(left, ip(address), len).await.unwrap();
+            }
+            for (network, len) in [("192.168.20.0", 24), ("fd20::", 48), ("0.0.0.0", 0)] {
+                let add = netlink.add_route(left, ip(network), len, Some(100));
+                add.await.unwrap();
+            }
+            let route = Route {
+                mtu: 1400,
+                oif: left,
+                gateway: None,
+            };
+            for peer in ["10.99.0.2", "10.98.0.1", "fd99::2", "192.168.20.9"] {
+                assert_eq!(netlink.route_to(ip(peer)).await.unwrap(), route, "{peer}");
+            }
+            for peer in ["fd20::9", "203.0.113.9", "::ffff:192.168.20.9"] {
+                assert_eq!(netlink.route_to(ip(peer)).await.unwrap(), route, "{peer}");
+            }
+            // Without DAD an IPv6 address can be used at once.
+            UdpSocket::bind("[fd99::1]:0").unwrap();
+
+            netlink
+                .del_route(left, ip("fd20::"), 48, Some(100))
+                .await
+                .unwrap();
+            let gone = netlink.route_to(ip("fd20::9")).await.unwrap_err();
+            assert!(
+                gone.to_string()
+                    .starts_with("looking for the route to fd20::9: Network is unreachable"),
+                "{gone}"
+            );
+            netlink.del_address(left, ip("fd99::1"), 126).await.unwrap();
+            UdpSocket::bind("[fd99::1]:0").unwrap_err();
+            netlink.delete_link("left").await.unwrap();
+            netlink
+                .index("right")
+                .await
+                .expect_err("a veth goes with its other end");
+        });
+    }
+
+    #[test]
+    fn errors_say_what_failed_and_why() {
+        in_own_network(async {
+            let netlink = Netlink::open().unwrap();
+            netlink.create_veth("left", "right").await.unwrap();
+            let left = netlink.index("left").await.unwrap();
+            netlink.set_up(left).await.unwrap();
+            netlink
+                .add_route(left, ip("10.0.0.0"), 8, None)
+                .await
+                .unwrap();
+            let again = netlink.add_route(left, ip("10.0.0.0"), 8, None).await;
+            assert_eq!(
+                again.unwrap_err().to_string(),
+                format!(
+                    "adding route 10.0.0.0/8 to interface {left}: File exists — something else on this machine already has it"
+                )
+            );
+            assert_eq!(
+                netlink.index("tl9").await.unwrap_err().to_string(),
+                "looking for interface tl9: No such device — there is no such interface"
+            );
+            assert_eq!(
+                netlink
+                    .add_address(999, ip("10.0.0.1"), 8)
+                    .await
+                    .unwrap_err()
+                    .to_string(),
+                "adding address 10.0.0.1/8 to interface 999: No such device — there is no such interface"
+            );
+            let mtu = netlink.set_mtu(left, 7).await.unwrap_err();
+            assert_eq!(mtu.kind(), io::ErrorKind::InvalidInput, "{mtu}");
+            let long = netlink.add_route(left, ip("10.0.0.0"), 33, None).await;
+            assert_eq!(long.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        });
+    }
+
+    #[test]
+    fn a_route_with_an_mtu_of_its_own_is_believed_and_an_icmp_message_is_not() {
+        in_own_network(async {
+            let netlink = Netlink::open().unwrap();
+            netlink.create_veth("left", "right").await.unwrap();
+            let left = netlink.index("left").await.unwrap();
+            netlink.set_up(left).await.unwrap();
+            let add = netlink.add_address(left, ip("192.0.2.1"), 24);
+            add.await.unwrap();
+            let far = NetNs::create().unwrap();
+            let right = netlink.index("right").await.unwrap();
+            netlink.set_netns(right, &far).await.unwrap();
+
+            let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+            socket.connect("192.0.2.2:9").unwrap();
+            let port = socket.local_addr().unwrap().port();
+            far.run(|| runtime().block_on(claim_small_path(port)))
+                .unwrap();
+
+            // Here the kernel believes it …
+            assert_eq!(kernels_path_mtu(&netlink).await, Some(600));
+            // … and we do not.
+            let route = netlink.route_to(ip("192.0.2.2")).await.unwrap();
+            assert_eq!((route.mtu, route.oif), (1500, left));
+
+            let mut configured = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(Ipv4Addr::new(198, 51, 100, 0), 24)
+                .gateway(Ipv4Addr::new(192, 0, 2, 2))
+                .build();
+            let metrics = RouteAttribute::Metrics(vec![RouteMetric::Mtu(1380)]);
+            configured.attributes.push(metrics);
+            let add = netlink.handle.route().add(configured);
+            add.execute().await.unwrap();
+            assert_eq!(
+                netlink.route_to(ip("198.51.100.7")).await.unwrap(),
+                Route {
+                    mtu: 1380,
+                    oif: left,
+                    gateway: Some(ip("192.0.2.2"))
+                }
+            );
+        });
+    }
+
+    /// What the kernel would use for a socket: the resolved route, PMTU exceptions and all.
+    async fn kernels_path_mtu(netlink: &Netlink) -> Option<u32> {
+        let query = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(Ipv4Addr::new(192, 0, 2, 2), 32)
+            .build();
+        // The message may still be on its way through the softirq.
+        for _ in 0..100 {
+            let mut found = Box::pin(netlink.handle.route().get(query.clone()).execute());
+            let mtu = route_mtu(&found.try_next().await.unwrap().unwrap());
+            if mtu.is_some() {
+                return mtu;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        None
+    }
+
+    /// As 192.0.2.2: brings the wire up and says by ICMP (RFC 1191) that the way for 192.0.2.1's datagrams takes 600 bytes only.
+    async fn claim_small_path(port: u16) {
+        let netlink = Netlink::open().unwrap();
+        let right = netlink.index("right").await.unwrap();
+        netlink.set_up(right).await.unwrap();
+        let add = netlink.add_address(right, ip("192.0.2.2"), 24);
+        add.await.unwrap();
+        let mut message = vec![3, 4, 0, 0, 0, 0, 2, 88];
+        message.extend([0x45, 0, 0x05, 0xdc, 0, 1, 0x40, 0, 64, 17, 0, 0]);
+        message.extend([192, 0, 2, 1, 192, 0, 2, 2]);
+        message.extend(port.to_be_bytes());
+        message.extend([0, 9, 0x05, 0xc8, 0, 0]);
+        let mut sum: u32 = message
+            .chunks(2)
+            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+            .sum();
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        message[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+        let raw: UdpSocket = socket(
+            AddressFamily::Inet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::Icmp,
+        )
+        .unwrap()
+        .into();
+        raw.send_to(&message, "192.0.2.1:0").unwrap();
+    }
+}
