@@ -13,12 +13,8 @@ use futures_util::TryStreamExt;
 use nix::errno::Errno;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric,
-};
-use rtnetlink::{
-    AddressMessageBuilder, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection,
-};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric};
+use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
 
 /// A change of the kernel's tables, or a question to them, that failed: what was being done, why it failed and, where the
 /// cause has a usual meaning, what that is.
@@ -128,43 +124,25 @@ impl Netlink {
     ///
     /// # Errors
     /// If the interface has it already, is gone, or the caller lacks CAP_NET_ADMIN.
-    pub async fn add_address(
-        &self,
-        index: u32,
-        address: IpAddr,
-        prefix_len: u8,
-    ) -> Result<(), NetlinkError> {
+    pub async fn add_address(&self, index: u32, address: IpAddr, prefix_len: u8) -> Result<(), NetlinkError> {
         let message = match address {
-            IpAddr::V4(v4) => AddressMessageBuilder::<Ipv4Addr>::new()
-                .index(index)
-                .address(v4, prefix_len)
-                .build(),
+            IpAddr::V4(v4) => AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(v4, prefix_len).build(),
             IpAddr::V6(v6) => {
-                let mut message = AddressMessageBuilder::<Ipv6Addr>::new()
-                    .index(index)
-                    .address(v6, prefix_len)
-                    .build();
+                let mut message = AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(v6, prefix_len).build();
                 message.header.flags |= AddressHeaderFlags::Nodad;
                 message
             }
         };
         let mut request = self.handle.address().add(index, address, prefix_len);
         *request.message_mut() = message;
-        done(request.execute().await, || {
-            format!("adding address {address}/{prefix_len} to interface {index}")
-        })
+        done(request.execute().await, || format!("adding address {address}/{prefix_len} to interface {index}"))
     }
 
     /// Takes an address from an interface, and with it the routes that hang on it.
     ///
     /// # Errors
     /// If the interface does not have it.
-    pub async fn del_address(
-        &self,
-        index: u32,
-        address: IpAddr,
-        prefix_len: u8,
-    ) -> Result<(), NetlinkError> {
+    pub async fn del_address(&self, index: u32, address: IpAddr, prefix_len: u8) -> Result<(), NetlinkError> {
         // The same message as for adding says exactly which one is meant.
         let mut request = self.handle.address().add(index, address, prefix_len);
         let message = request.message_mut().clone();
@@ -179,10 +157,7 @@ impl Netlink {
     /// `EINVAL` outside what the device allows.
     pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
-        self.change(message, || {
-            format!("setting MTU {mtu} on interface {index}")
-        })
-        .await
+        self.change(message, || format!("setting MTU {mtu} on interface {index}")).await
     }
 
     /// Sets how many packets an interface queues for its reader before it drops.
@@ -190,13 +165,8 @@ impl Netlink {
     /// # Errors
     /// If the interface is gone or the caller lacks CAP_NET_ADMIN.
     pub async fn set_txqueuelen(&self, index: u32, packets: u32) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(index)
-            .txqueuelen(packets)
-            .build();
-        self.change(message, || {
-            format!("setting the queue of interface {index}")
-        })
-        .await
+        let message = LinkUnspec::new_with_index(index).txqueuelen(packets).build();
+        self.change(message, || format!("setting the queue of interface {index}")).await
     }
 
     /// Brings an interface administratively up.
@@ -205,8 +175,7 @@ impl Netlink {
     /// If the interface is gone or the caller lacks CAP_NET_ADMIN.
     pub async fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).up().build();
-        self.change(message, || format!("bringing interface {index} up"))
-            .await
+        self.change(message, || format!("bringing interface {index} up")).await
     }
 
     /// Brings an interface administratively down. Its IPv4 routes go with it.
@@ -215,8 +184,7 @@ impl Netlink {
     /// If the interface is gone or the caller lacks CAP_NET_ADMIN.
     pub async fn set_down(&self, index: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).down().build();
-        self.change(message, || format!("bringing interface {index} down"))
-            .await
+        self.change(message, || format!("bringing interface {index} down")).await
     }
 
     /// Sends a network into an interface, without a next hop, in the main table. `metric` is the route's priority, lower
@@ -298,9 +266,7 @@ impl Netlink {
     /// `EEXIST` if one of the names is taken.
     pub async fn create_veth(&self, a: &str, b: &str) -> Result<(), NetlinkError> {
         let request = self.handle.link().add(LinkVeth::new(a, b).build());
-        done(request.execute().await, || {
-            format!("creating the veth pair {a}, {b}")
-        })
+        done(request.execute().await, || format!("creating the veth pair {a}, {b}"))
     }
 
     /// Moves an interface into another network namespace. It arrives there down and without addresses.
@@ -308,13 +274,8 @@ impl Netlink {
     /// # Errors
     /// If that namespace already has an interface of the same name.
     pub async fn set_netns(&self, index: u32, namespace: impl AsFd) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(index)
-            .setns_by_fd(namespace.as_fd().as_raw_fd())
-            .build();
-        self.change(message, || {
-            format!("moving interface {index} to another network namespace")
-        })
-        .await
+        let message = LinkUnspec::new_with_index(index).setns_by_fd(namespace.as_fd().as_raw_fd()).build();
+        self.change(message, || format!("moving interface {index} to another network namespace")).await
     }
 
     /// Deletes an interface.
@@ -323,16 +284,10 @@ impl Netlink {
     /// If there is none of this name, or it is not of a kind that can be deleted.
     pub async fn delete_link(&self, name: &str) -> Result<(), NetlinkError> {
         let index = self.index(name).await?;
-        done(self.handle.link().del(index).execute().await, || {
-            format!("deleting interface {name}")
-        })
+        done(self.handle.link().del(index).execute().await, || format!("deleting interface {name}"))
     }
 
-    async fn change(
-        &self,
-        message: LinkMessage,
-        action: impl Fn() -> String,
-    ) -> Result<(), NetlinkError> {
+    async fn change(&self, message: LinkMessage, action: impl Fn() -> String) -> Result<(), NetlinkError> {
         done(self.handle.link().change(message).execute().await, action)
     }
 }
@@ -361,10 +316,7 @@ fn next_hops(route: &RouteMessage) -> Vec<(u32, Option<IpAddr>)> {
         _ => None,
     });
     match several {
-        Some(hops) => hops
-            .iter()
-            .map(|hop| (hop.interface_index, gateway(&hop.attributes)))
-            .collect(),
+        Some(hops) => hops.iter().map(|hop| (hop.interface_index, gateway(&hop.attributes))).collect(),
         None => route
             .attributes
             .iter()
@@ -403,20 +355,11 @@ fn link_mtu(link: &LinkMessage) -> Option<u32> {
 }
 
 /// The single answer to a question.
-fn one<T>(
-    answer: Result<Option<T>, rtnetlink::Error>,
-    action: impl Fn() -> String,
-) -> Result<T, NetlinkError> {
-    done(answer, &action)?.ok_or_else(|| NetlinkError {
-        action: action(),
-        source: io::ErrorKind::NotFound.into(),
-    })
+fn one<T>(answer: Result<Option<T>, rtnetlink::Error>, action: impl Fn() -> String) -> Result<T, NetlinkError> {
+    done(answer, &action)?.ok_or_else(|| NetlinkError { action: action(), source: io::ErrorKind::NotFound.into() })
 }
 
-fn done<T>(
-    result: Result<T, rtnetlink::Error>,
-    action: impl Fn() -> String,
-) -> Result<T, NetlinkError> {
+fn done<T>(result: Result<T, rtnetlink::Error>, action: impl Fn() -> String) -> Result<T, NetlinkError> {
     result.map_err(|error| NetlinkError {
         action: action(),
         source: match error {
@@ -426,14 +369,8 @@ fn done<T>(
     })
 }
 
-fn invalid(
-    error: impl std::error::Error + Send + Sync + 'static,
-    action: impl Fn() -> String,
-) -> NetlinkError {
-    NetlinkError {
-        action: action(),
-        source: io::Error::new(io::ErrorKind::InvalidInput, error),
-    }
+fn invalid(error: impl std::error::Error + Send + Sync + 'static, action: impl Fn() -> String) -> NetlinkError {
+    NetlinkError { action: action(), source: io::Error::new(io::ErrorKind::InvalidInput, error) }
 }
 
 #[cfg(test)]
@@ -457,10 +394,7 @@ mod tests {
     }
 
     fn runtime() -> tokio::runtime::Runtime {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -485,11 +419,7 @@ mod tests {
                 let add = netlink.add_route(left, ip(network), len, Some(100));
                 add.await.unwrap();
             }
-            let route = Route {
-                mtu: 1400,
-                oif: left,
-                gateway: None,
-            };
+            let route = Route { mtu: 1400, oif: left, gateway: None };
             for peer in ["10.99.0.2", "10.98.0.1", "fd99::2", "192.168.20.9"] {
                 assert_eq!(netlink.route_to(ip(peer)).await.unwrap(), route, "{peer}");
             }
@@ -499,23 +429,13 @@ mod tests {
             // Without DAD an IPv6 address can be used at once.
             UdpSocket::bind("[fd99::1]:0").unwrap();
 
-            netlink
-                .del_route(left, ip("fd20::"), 48, Some(100))
-                .await
-                .unwrap();
+            netlink.del_route(left, ip("fd20::"), 48, Some(100)).await.unwrap();
             let gone = netlink.route_to(ip("fd20::9")).await.unwrap_err();
-            assert!(
-                gone.to_string()
-                    .starts_with("looking for the route to fd20::9: Network is unreachable"),
-                "{gone}"
-            );
+            assert!(gone.to_string().starts_with("looking for the route to fd20::9: Network is unreachable"), "{gone}");
             netlink.del_address(left, ip("fd99::1"), 126).await.unwrap();
             UdpSocket::bind("[fd99::1]:0").unwrap_err();
             netlink.delete_link("left").await.unwrap();
-            netlink
-                .index("right")
-                .await
-                .expect_err("a veth goes with its other end");
+            netlink.index("right").await.expect_err("a veth goes with its other end");
         });
     }
 
@@ -526,10 +446,7 @@ mod tests {
             netlink.create_veth("left", "right").await.unwrap();
             let left = netlink.index("left").await.unwrap();
             netlink.set_up(left).await.unwrap();
-            netlink
-                .add_route(left, ip("10.0.0.0"), 8, None)
-                .await
-                .unwrap();
+            netlink.add_route(left, ip("10.0.0.0"), 8, None).await.unwrap();
             let again = netlink.add_route(left, ip("10.0.0.0"), 8, None).await;
             assert_eq!(
                 again.unwrap_err().to_string(),
@@ -542,11 +459,7 @@ mod tests {
                 "looking for interface tl9: No such device — there is no such interface"
             );
             assert_eq!(
-                netlink
-                    .add_address(999, ip("10.0.0.1"), 8)
-                    .await
-                    .unwrap_err()
-                    .to_string(),
+                netlink.add_address(999, ip("10.0.0.1"), 8).await.unwrap_err().to_string(),
                 "adding address 10.0.0.1/8 to interface 999: No such device — there is no such interface"
             );
             let mtu = netlink.set_mtu(left, 7).await.unwrap_err();
@@ -572,8 +485,7 @@ mod tests {
             let socket = UdpSocket::bind("192.0.2.1:0").unwrap();
             socket.connect("192.0.2.2:9").unwrap();
             let port = socket.local_addr().unwrap().port();
-            far.run(|| runtime().block_on(claim_small_path(port)))
-                .unwrap();
+            far.run(|| runtime().block_on(claim_small_path(port))).unwrap();
 
             // Here the kernel believes it …
             assert_eq!(kernels_path_mtu(&netlink).await, Some(600));
@@ -591,20 +503,14 @@ mod tests {
             add.execute().await.unwrap();
             assert_eq!(
                 netlink.route_to(ip("198.51.100.7")).await.unwrap(),
-                Route {
-                    mtu: 1380,
-                    oif: left,
-                    gateway: Some(ip("192.0.2.2"))
-                }
+                Route { mtu: 1380, oif: left, gateway: Some(ip("192.0.2.2")) }
             );
         });
     }
 
     /// What the kernel would use for a socket: the resolved route, PMTU exceptions and all.
     async fn kernels_path_mtu(netlink: &Netlink) -> Option<u32> {
-        let query = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(Ipv4Addr::new(192, 0, 2, 2), 32)
-            .build();
+        let query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(Ipv4Addr::new(192, 0, 2, 2), 32).build();
         // The message may still be on its way through the softirq.
         for _ in 0..100 {
             let mut found = Box::pin(netlink.handle.route().get(query.clone()).execute());
@@ -629,21 +535,12 @@ mod tests {
         message.extend([192, 0, 2, 1, 192, 0, 2, 2]);
         message.extend(port.to_be_bytes());
         message.extend([0, 9, 0x05, 0xc8, 0, 0]);
-        let mut sum: u32 = message
-            .chunks(2)
-            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-            .sum();
+        let mut sum: u32 = message.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
         message[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-        let raw: UdpSocket = socket(
-            AddressFamily::Inet,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::Icmp,
-        )
-        .unwrap()
-        .into();
+        let raw: UdpSocket =
+            socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp).unwrap().into();
         raw.send_to(&message, "192.0.2.1:0").unwrap();
     }
 }

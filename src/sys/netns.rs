@@ -101,19 +101,28 @@ fn in_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Re
 #[derive(Debug, thiserror::Error)]
 pub enum NamespaceError {
     /// The machine does not let this user make a user namespace, or gives no rights inside it.
-    #[error(
-        "making a user namespace: {0} — this machine keeps them from ordinary users: run it as root, or allow them \
-         (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
-    )]
+    #[error("making a user namespace: {0}")]
     Forbidden(io::Error),
     /// The kernel moves a process into a new user namespace only while it has one thread.
-    #[error(
-        "making a user namespace: this process already has several threads; it must be done first"
-    )]
+    #[error("making a user namespace: this process already has several threads")]
     Threads,
     /// /proc could not be read.
     #[error("reading /proc/self/status: {0}")]
     Proc(io::Error),
+}
+
+impl NamespaceError {
+    /// What to do about it.
+    pub fn help(&self) -> &'static str {
+        match self {
+            Self::Forbidden(_) => {
+                "this machine keeps namespaces from ordinary users: run it as root, or allow them (sysctl \
+                 user.max_user_namespaces, kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
+            }
+            Self::Threads => "run it as root; this is a fault of the program, please report it",
+            Self::Proc(_) => "mount /proc",
+        }
+    }
 }
 
 /// Makes sure this process may create network namespaces and be root in them: does nothing where it already may, and otherwise
@@ -122,7 +131,7 @@ pub enum NamespaceError {
 /// To be called while the process has one thread.
 ///
 /// # Errors
-/// [`NamespaceError::Forbidden`] says what to do; [`NamespaceError::Threads`] is a fault of the caller.
+/// [`NamespaceError::help`] says what to do. [`NamespaceError::Threads`] is a fault of the caller.
 pub fn become_root() -> Result<(), NamespaceError> {
     if has_capabilities().map_err(NamespaceError::Proc)? {
         return Ok(());
@@ -157,11 +166,7 @@ pub fn die_with_parent(command: &mut Command) {
     let arm = move || {
         set_pdeathsig(Signal::SIGKILL)?;
         // The parent may have died before the line above.
-        if getppid() == parent {
-            Ok(())
-        } else {
-            Err(Errno::ESRCH.into())
-        }
+        if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
     };
     // SAFETY: between fork and exec `arm` makes two system calls; it takes no lock and no memory.
     unsafe { command.pre_exec(arm) };
@@ -186,10 +191,7 @@ struct IdMaps {
 
 impl IdMaps {
     fn of_this_user() -> Self {
-        Self {
-            uid: format!("0 {} 1", geteuid()),
-            gid: format!("0 {} 1", getegid()),
-        }
+        Self { uid: format!("0 {} 1", geteuid()), gid: format!("0 {} 1", getegid()) }
     }
 
     fn enter(&self) -> nix::Result<()> {
@@ -232,15 +234,8 @@ mod tests {
             Err(e) => panic!("this machine allows no namespaces: {e}"),
         };
         let devices = String::from_utf8(output.stdout).unwrap();
-        let names: Vec<_> = devices
-            .lines()
-            .filter_map(|l| l.split_once(':'))
-            .map(|(name, _)| name.trim())
-            .collect();
-        assert!(
-            names.contains(&"lo") && !names.contains(&"eth0"),
-            "{names:?}"
-        );
+        let names: Vec<_> = devices.lines().filter_map(|l| l.split_once(':')).map(|(name, _)| name.trim()).collect();
+        assert!(names.contains(&"lo") && !names.contains(&"eth0"), "{names:?}");
     }
 
     #[test]
