@@ -9,7 +9,8 @@
 mod common;
 
 use std::fs::{self, Permissions};
-use std::net::{IpAddr, SocketAddr};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -75,6 +76,55 @@ scenario!(tcp_both_ways_at_once_arrives_unchanged, 60, {
         scope.spawn(|| transfer(&lab.left, &lab.right, lab.right.inner[0], 100 * MB, |_| {}));
         scope.spawn(|| transfer(&lab.right, &lab.left, lab.left.inner[0], 100 * MB, |_| {}));
     });
+});
+
+scenario!(
+    /// As an ssh session: a few bytes at a time, each answered before the next is typed.
+    interactive_traffic_is_answered_at_once,
+    40,
+    {
+        let lab = Lab::new();
+        let _ends = lab.up();
+        let listener = lab.left.network.run(|| TcpListener::bind((lab.left.inner[0], 22))).unwrap().unwrap();
+        let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut shell = listener.accept().unwrap().0;
+                shell.set_nodelay(true).unwrap();
+                io::copy(&mut shell.try_clone().unwrap(), &mut shell).unwrap();
+            });
+            let mut keyboard = lab.right.network.run(connect).unwrap();
+            keyboard.set_nodelay(true).unwrap();
+            keyboard.set_read_timeout(Some(PATIENCE)).unwrap();
+            let started = Instant::now();
+            for n in 0..500_usize {
+                let typed = junk(1 + n % 40);
+                keyboard.write_all(&typed).unwrap();
+                let mut echo = vec![0; typed.len()];
+                keyboard.read_exact(&mut echo).unwrap();
+                assert_eq!(echo, typed);
+            }
+            println!("an answer takes {:.3} ms", started.elapsed().as_secs_f64() * 1e3 / 500.0);
+        });
+    }
+);
+
+scenario!(datagrams_of_every_size_arrive, 40, {
+    let lab = Lab::new();
+    let _ends = lab.up();
+    for family in [0, 1] {
+        let bind = |site: &Site| site.network.run(|| UdpSocket::bind((site.inner[family], 5000))).unwrap().unwrap();
+        let (left, right) = (bind(&lab.left), bind(&lab.right));
+        left.set_read_timeout(Some(PATIENCE)).unwrap();
+        // Up to what fits one frame, and then some that the kernel must cut in pieces first.
+        for length in (0..1500).step_by(7).chain([1392, 1393, 1412, 1413, 3000, 9000, 60_000]) {
+            let sent = junk(length + 1);
+            right.send_to(&sent, left.local_addr().unwrap()).unwrap();
+            let mut received = vec![0; 65_536];
+            let (length, from) = left.recv_from(&mut received).unwrap();
+            assert_eq!((&received[..length], from), (&sent[..], right.local_addr().unwrap()));
+        }
+    }
 });
 
 scenario!(
@@ -238,7 +288,7 @@ scenario!(junk_and_replays_during_a_transfer_change_nothing, 90, {
             *damaged.last_mut().unwrap() ^= 1;
             forger.send(PORT, target, &damaged);
             forger.send(4711, target, &datagram[..n % datagram.len().min(40)]);
-            forger.send(4711, target, &junk(n));
+            forger.send(4711, target, &junk(n % 1400));
         }
     });
     let after = left.status();
@@ -253,9 +303,9 @@ scenario!(junk_and_replays_during_a_transfer_change_nothing, 90, {
     right.wait_for_state("up");
 });
 
-/// A datagram that is anything but ours, of a length that varies; every message type comes by.
+/// So many bytes that mean nothing; as a datagram it has each message type's first byte in turn.
 fn junk(n: usize) -> Vec<u8> {
-    (0..n % 1400).map(|i| if i == 0 { (n % 8) as u8 } else { (i * n) as u8 }).collect()
+    (0..n).map(|i| if i == 0 { (n % 8) as u8 } else { (i * n) as u8 }).collect()
 }
 
 scenario!(a_rekey_during_a_transfer_goes_unnoticed, 90, {

@@ -381,16 +381,8 @@ mod tests {
     use std::net::UdpSocket;
     use std::time::Duration;
 
-    /// Runs `test` in an empty network of its own. The same calls are made by an ordinary user in tests/namespaces.rs.
-    fn in_own_network(test: impl Future<Output = ()> + Send) {
-        let network = match NetNs::create() {
-            Ok(network) => network,
-            Err(e) if std::env::var_os("CI").is_none() || !nix::unistd::geteuid().is_root() => {
-                return eprintln!("skipped: may not make a network namespace ({e})");
-            }
-            Err(e) => panic!("making a network namespace: {e}"),
-        };
-        network.run(|| runtime().block_on(test)).unwrap();
+    fn in_own_network(test: impl Future<Output = ()> + Send + 'static) {
+        crate::sys::testing::in_own_network(|| runtime().block_on(test));
     }
 
     fn runtime() -> tokio::runtime::Runtime {
