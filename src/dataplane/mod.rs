@@ -1,1 +1,221 @@
-//! Room: dataplane.
+//! The packet loops: frames from the interface to the wire, and back. One thread each way, one straight loop each.
+//!
+//! ```text
+//!            ┌──────────────── tieline-egress ────────────────┐
+//!   TUN ───▶ │ read until empty ▸ updates ▸ seal ▸ one send    │ ───▶ UDP
+//!            └────────────────────────────────────────────────┘
+//!            ┌──────────────── tieline-ingress ───────────────┐
+//!   TUN ◀─── │ write frames ◂ open ◂ updates ◂ one receive     │ ◀─── UDP
+//!            └───────┬────────────────────────────────────────┘
+//!                    └─▶ Mailbox: cold open, control, notices
+//! ```
+//!
+//! Nothing waits here but in poll(2), and nothing is decided: what to seal with, where to send and what a control
+//! message means is the engine's business. Each loop owns its half of the session and its batch; no lock, allocation or
+//! channel is touched for a user packet. `handoff` brings updates in, [`mailbox`] takes messages out.
+
+mod egress;
+mod handoff;
+mod ingress;
+pub mod mailbox;
+mod sockets;
+
+pub use mailbox::{Loop, Mailbox, Message};
+pub use sockets::MAX as MAX_SOCKETS;
+
+use crate::packet::Layout;
+use crate::protocol::levels::{Counter, Levels};
+use crate::protocol::{EgressUpdate, IngressUpdate, Path, Receiver, Sender, SocketId, constants};
+use crate::sys::udp::UdpSocket;
+use handoff::{Command, Handoff};
+use mailbox::Outbox;
+use sockets::Sockets;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+/// The most datagrams a loop moves in one go: enough to share out the cost of a system call, and few enough to stay in
+/// the second-level cache at common sizes and to look at updates within a millisecond.
+const BATCH: usize = 64;
+
+/// Room for the largest MTU the config takes, 9,000 bytes, and some more: a longer frame fills it and so is known.
+const FRAME: usize = 9_216;
+
+const LAYOUT: Layout = Layout { header: constants::HEADER, frame: FRAME, tag: constants::TAG, slots: BATCH };
+
+/// User traffic of one direction, written by its loop alone.
+#[derive(Debug, Default)]
+struct Traffic {
+    packets: Counter,
+    bytes: Counter,
+    errors: Counter,
+}
+
+/// User traffic inside the link since [`Dataplane::start`], and what the system calls lost of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames sent.
+    pub tx_packets: u64,
+    /// Their bytes, as the interface sees them.
+    pub tx_bytes: u64,
+    /// Sealed datagrams the socket did not take, for another reason than their size.
+    pub tx_errors: u64,
+    /// Frames written to the interface.
+    pub rx_packets: u64,
+    /// Their bytes, as the interface sees them.
+    pub rx_bytes: u64,
+    /// Opened frames the interface did not take (it is down, say), and failed receive calls.
+    pub rx_errors: u64,
+}
+
+/// The running packet loops, held by the control side. Dropping it stops them.
+pub struct Dataplane {
+    egress: Arc<Handoff<EgressUpdate>>,
+    ingress: Arc<Handoff<IngressUpdate>>,
+    sockets: Sockets,
+    tx: Arc<Traffic>,
+    rx: Arc<Traffic>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Dataplane {
+    /// Starts both loops on the device `tun`, which must be non-blocking, and `socket`, which becomes
+    /// [`SocketId`] 0. The interface lives as long as the loops do.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors or threads.
+    pub fn start(
+        tun: OwnedFd,
+        socket: UdpSocket,
+        sender: Sender,
+        receiver: Receiver,
+        levels: Arc<Levels>,
+    ) -> io::Result<(Dataplane, Mailbox)> {
+        let (outbox, mailbox) = mailbox::open();
+        let (tun, socket) = (Arc::new(tun), Arc::new(socket));
+        let mut dataplane = Dataplane {
+            egress: Arc::new(Handoff::new()?),
+            ingress: Arc::new(Handoff::new()?),
+            sockets: Sockets::default(),
+            tx: Arc::default(),
+            rx: Arc::default(),
+            threads: Vec::with_capacity(2),
+        };
+        let egress = egress::Egress::new(
+            tun.clone(),
+            sender,
+            dataplane.egress.clone(),
+            levels.clone(),
+            dataplane.tx.clone(),
+            outbox.clone(),
+        );
+        let ingress = ingress::Ingress::new(
+            tun,
+            receiver,
+            dataplane.ingress.clone(),
+            levels,
+            dataplane.rx.clone(),
+            outbox.clone(),
+        );
+        dataplane.share(SocketId(0), socket)?;
+        dataplane.threads.push(spawn(Loop::Egress, outbox.clone(), || egress.run())?);
+        dataplane.threads.push(spawn(Loop::Ingress, outbox, || ingress.run())?);
+        Ok((dataplane, mailbox))
+    }
+
+    /// Hands an update to the ingress loop, which takes it before it opens anything that arrives after this call.
+    pub fn ingress(&self, update: IngressUpdate) {
+        self.ingress.push(Command::Update(update));
+    }
+
+    /// Hands an update to the egress loop, which takes it before it seals anything more.
+    pub fn egress(&self, update: EgressUpdate) {
+        self.egress.push(Command::Update(update));
+    }
+
+    /// Has one empty Data datagram sealed and sent.
+    pub fn keepalive(&self) {
+        self.egress(EgressUpdate::Keepalive);
+    }
+
+    /// Receives on `socket` too, and sends on it what has a path with `id`. It takes the place of one with that id.
+    ///
+    /// # Errors
+    /// `QuotaExceeded` when [`MAX_SOCKETS`] are open already.
+    pub fn add_socket(&mut self, id: SocketId, socket: UdpSocket) -> io::Result<()> {
+        self.share(id, Arc::new(socket))
+    }
+
+    fn share(&mut self, id: SocketId, socket: Arc<UdpSocket>) -> io::Result<()> {
+        self.sockets.open(id, socket.clone())?;
+        self.egress.push(Command::Open(id, socket.clone()));
+        self.ingress.push(Command::Open(id, socket));
+        Ok(())
+    }
+
+    /// Closes a socket, as soon as both loops have let go of it.
+    pub fn remove_socket(&mut self, id: SocketId) {
+        self.sockets.close(id);
+        self.egress.push(Command::Close(id));
+        self.ingress.push(Command::Close(id));
+    }
+
+    /// Sends one of the engine's own datagrams, from the calling thread and at once.
+    ///
+    /// # Errors
+    /// `NotFound` for a path on a socket that is not open, else as [`UdpSocket::send_to`]: nothing was sent. Where
+    /// [`crate::sys::udp::unpins`] says so of the error, the path's local address is to blame.
+    pub fn send(&self, path: Path, datagram: &[u8]) -> io::Result<()> {
+        let socket = self.sockets.get(path.socket).ok_or(io::ErrorKind::NotFound)?;
+        socket.send_to(datagram, path.peer, path.local)
+    }
+
+    /// The traffic so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            tx_packets: self.tx.packets.get(),
+            tx_bytes: self.tx.bytes.get(),
+            tx_errors: self.tx.errors.get(),
+            rx_packets: self.rx.packets.get(),
+            rx_bytes: self.rx.bytes.get(),
+            rx_errors: self.rx.errors.get(),
+        }
+    }
+
+    /// Stops both loops and waits for them: at most a few batches. Their keys are wiped, and the interface is gone
+    /// when this returns. A loop that had died before has said so in the mailbox.
+    pub fn stop(self) {}
+}
+
+impl Drop for Dataplane {
+    fn drop(&mut self) {
+        self.egress.push(Command::Stop);
+        self.ingress.push(Command::Stop);
+        for thread in self.threads.drain(..) {
+            // It cannot fail: a panic is caught and told inside the thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Runs a loop on a thread of its own; however it ends other than by [`Command::Stop`], the mailbox is told.
+fn spawn(
+    which: Loop,
+    outbox: Outbox,
+    run: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let body = move || {
+        // Nothing the loop owned is looked at after a panic.
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => outbox.died(which, error),
+            Err(_) => outbox.died(which, io::Error::other("it panicked; this is a fault in tieline")),
+        }
+    };
+    thread::Builder::new().name(format!("tieline-{which}")).spawn(body)
+}
+
+#[cfg(test)]
+mod tests;

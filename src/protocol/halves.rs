@@ -52,7 +52,7 @@ pub struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(levels: Arc<Levels>) -> Sender {
+    pub(crate) fn new(levels: Arc<Levels>) -> Sender {
         Sender { sealer: None, path: None, keepalive: false, levels }
     }
 
@@ -167,7 +167,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    pub(super) fn new(key: MacKey, levels: Arc<Levels>) -> Receiver {
+    pub(crate) fn new(key: MacKey, levels: Arc<Levels>) -> Receiver {
         Receiver {
             key,
             sessions: Vec::new(),

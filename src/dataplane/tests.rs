@@ -1,0 +1,468 @@
+//! Both loops of two ends, with a pair of local sockets in the place of each device and real UDP between them.
+
+use super::*;
+use crate::keys::SecretKey;
+use crate::protocol::crypto::{CryptoFailure, Entropy, KEM_CT, KEM_EK, KemKey, MacKey, Secret};
+use crate::protocol::handshake::{Root, Statics};
+use crate::protocol::session::{Cipher, Halves, Shape, lane_set};
+use crate::protocol::{Input, Notice, wire};
+use crate::sys::udp;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Long enough for what must not happen to happen.
+const MOMENT: Duration = Duration::from_millis(100);
+
+/// One end: what stands for its interface's kernel side, its loops, its mailbox.
+struct End {
+    interface: UnixDatagram,
+    dataplane: Dataplane,
+    mailbox: Mailbox,
+    levels: Arc<Levels>,
+    address: SocketAddr,
+}
+
+impl End {
+    /// With a socket on `address`; cold-open datagrams to it are MAC'd with a key of all nines.
+    fn start(address: &str) -> End {
+        let (device, interface) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        fcntl(&device, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK)).unwrap();
+        let interface = UnixDatagram::from(interface);
+        interface.set_read_timeout(Some(PATIENCE)).unwrap();
+        let socket = bind(address);
+        let address = socket.local_addr().unwrap();
+        let levels: Arc<Levels> = Arc::default();
+        let (sender, receiver) = (Sender::new(levels.clone()), Receiver::new(mac_key(), levels.clone()));
+        let (dataplane, mailbox) = Dataplane::start(device, socket, sender, receiver, levels.clone()).unwrap();
+        End { interface, dataplane, mailbox, levels, address }
+    }
+
+    fn path_to(&self, peer: SocketAddr) -> Path {
+        Path { socket: SocketId(0), local: Some(self.address.ip()), peer }
+    }
+
+    /// Gives both loops a session: the sealing half for `peer`, the opening half.
+    fn install(&self, halves: &mut Halves, opening: Option<Box<crate::protocol::session::Opening>>, peer: SocketAddr) {
+        if let Some(opening) = opening {
+            self.dataplane.ingress(IngressUpdate::Install(opening));
+        }
+        self.dataplane.egress(EgressUpdate::Path(Some(self.path_to(peer))));
+        self.dataplane.egress(EgressUpdate::Session(halves.sealers.pop().map(Box::new)));
+        // Taken when it shows: a frame sent before would be dropped, and rightly.
+        eventually("updates taken", || !self.dataplane.egress.is_waiting() && !self.dataplane.ingress.is_waiting());
+    }
+
+    fn frame(&self) -> Vec<u8> {
+        let mut room = vec![0; 10_000];
+        let length = self.interface.recv(&mut room).expect("a frame within the time");
+        room.truncate(length);
+        room
+    }
+
+    fn no_frame(&self) {
+        self.interface.set_read_timeout(Some(MOMENT)).unwrap();
+        assert!(self.interface.recv(&mut [0; 100]).is_err(), "a frame that should not be");
+        self.interface.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+
+    fn message(&mut self) -> Message {
+        self.message_within(PATIENCE).expect("a message within the time")
+    }
+
+    fn message_within(&mut self, time: Duration) -> Option<Message> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(time, self.mailbox.recv()).await.ok() })
+    }
+}
+
+/// Two ends with a session between them.
+struct Line {
+    a: End,
+    b: End,
+    a_halves: Halves,
+    b_halves: Halves,
+}
+
+impl Line {
+    fn up(a: &str, b: &str) -> Line {
+        let (a, b) = (End::start(a), End::start(b));
+        let (mut a_halves, mut b_halves) = session(Cipher::Aes256Gcm);
+        let (a_opening, b_opening) = (take_opening(&mut a_halves), take_opening(&mut b_halves));
+        a.install(&mut a_halves, Some(a_opening), b.address);
+        b.install(&mut b_halves, Some(b_opening), a.address);
+        Line { a, b, a_halves, b_halves }
+    }
+
+    fn local() -> Line {
+        Line::up("127.0.0.1:0", "127.0.0.1:0")
+    }
+}
+
+fn take_opening(halves: &mut Halves) -> Box<crate::protocol::session::Opening> {
+    // Something to leave in its place.
+    let (mut other, _) = session(Cipher::Aes256Gcm);
+    std::mem::swap(&mut halves.opening, &mut other.opening);
+    other.opening
+}
+
+fn bind(address: &str) -> UdpSocket {
+    UdpSocket::bind(address.parse().unwrap()).unwrap()
+}
+
+fn mac_key() -> MacKey {
+    MacKey::new(&[9; 32])
+}
+
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "not within the time: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The handshake's ephemeral keys; no KEM is asked for.
+struct Fixed(u8);
+
+impl Entropy for Fixed {
+    fn fill(&mut self, out: &mut [u8]) -> Result<(), CryptoFailure> {
+        out.fill(self.0);
+        Ok(())
+    }
+    fn kem_generate(&mut self) -> Result<(Box<dyn KemKey>, Box<[u8; KEM_EK]>), CryptoFailure> {
+        Err(CryptoFailure)
+    }
+    fn kem_encapsulate(&mut self, _: &[u8; KEM_EK]) -> Result<(Box<[u8; KEM_CT]>, Secret), CryptoFailure> {
+        Err(CryptoFailure)
+    }
+}
+
+/// Both ends' halves of a fresh session, out of a real handshake.
+fn session(cipher: Cipher) -> (Halves, Halves) {
+    let (a, b) = (SecretKey::generate().unwrap(), SecretKey::generate().unwrap());
+    let a_statics = Statics::new(&a, b.public().unwrap());
+    let b_statics = Statics::new(&b, a.public().unwrap());
+    let mut initiator = a_statics.initiate(b"test", &[0; 32], &mut Fixed(1)).unwrap();
+    let mut responder = b_statics.respond(b"test", &[0; 32], &mut Fixed(2)).unwrap();
+    let noise1: [u8; 64] = initiator.write(&[0; 16]).unwrap();
+    responder.read::<16>(&noise1).unwrap();
+    let noise2: [u8; 64] = responder.write(&[0; 16]).unwrap();
+    initiator.read::<16>(&noise2).unwrap();
+    let halves = |root: Root, initiator: bool| {
+        let (own_index, peer_index) = if initiator { (11, 22) } else { (22, 11) };
+        let shape = Shape { cipher, initiator, own_index, peer_index, lanes: Some(lane_set(1)) };
+        Halves::derive(&root, &shape).unwrap()
+    };
+    (halves(initiator.split().unwrap(), true), halves(responder.split().unwrap(), false))
+}
+
+/// An IPv4 packet of `length` bytes with `number` in it.
+fn v4(length: usize, number: u32) -> Vec<u8> {
+    let mut frame = vec![0xC3; length];
+    frame[0] = 0x45;
+    frame[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+    frame[20..24].copy_from_slice(&number.to_be_bytes());
+    frame
+}
+
+/// An IPv6 packet of `length` bytes.
+fn v6(length: usize) -> Vec<u8> {
+    let mut frame = vec![0x3C; length];
+    frame[0] = 0x60;
+    frame[4..6].copy_from_slice(&(length as u16 - 40).to_be_bytes());
+    frame
+}
+
+#[test]
+fn frames_cross_both_ways_and_are_counted() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let line = Line::up(address, address);
+        let frames = [v4(24, 1), v6(40), v4(1_500, 2), v6(9_000)];
+        for (from, to) in [(&line.a, &line.b), (&line.b, &line.a)] {
+            for frame in &frames {
+                from.interface.send(frame).unwrap();
+            }
+            for frame in &frames {
+                assert_eq!(to.frame(), *frame);
+            }
+        }
+        let bytes = frames.iter().map(Vec::len).sum::<usize>() as u64;
+        let all = Counters { tx_packets: 4, tx_bytes: bytes, rx_packets: 4, rx_bytes: bytes, ..Counters::default() };
+        for end in [&line.a, &line.b] {
+            // The frame is out before its batch is counted.
+            eventually("counters", || end.dataplane.counters() == all);
+        }
+    }
+}
+
+#[test]
+fn order_and_number_hold_over_many_batches() {
+    let line = Line::local();
+    for base in (0..20_000).step_by(40) {
+        for n in base..base + 40 {
+            line.a.interface.send(&v4(24 + n as usize % 1_400, n)).unwrap();
+        }
+        for n in base..base + 40 {
+            assert_eq!(line.b.frame(), v4(24 + n as usize % 1_400, n));
+        }
+    }
+    assert_eq!(line.a_halves.levels.sealed.get(), 20_000);
+    assert_eq!(line.b_halves.levels.opened.get(), 20_000);
+}
+
+#[test]
+fn without_a_session_frames_are_dropped_and_counted() {
+    let (a, b) = (End::start("127.0.0.1:0"), End::start("127.0.0.1:0"));
+    a.interface.send(&v4(100, 0)).unwrap();
+    eventually("counted", || a.levels.drops.no_session.get() == 1);
+
+    // Sealed under a session the other end does not know.
+    let (mut halves, _) = session(Cipher::ChaCha20Poly1305);
+    a.install(&mut halves, None, b.address);
+    a.interface.send(&v4(100, 0)).unwrap();
+    eventually("counted", || b.levels.drops.no_session.get() == 1);
+    b.no_frame();
+}
+
+#[test]
+fn an_idle_loop_lets_go_of_old_keys() {
+    let line = Line::local();
+    let holders = |halves: &Halves| Arc::strong_count(&halves.levels);
+    let (a, b) = (holders(&line.a_halves), holders(&line.b_halves));
+    line.a.dataplane.egress(EgressUpdate::Session(None));
+    line.b.dataplane.ingress(IngressUpdate::Remove(22));
+    eventually("sealing half dropped", || holders(&line.a_halves) == a - 1);
+    eventually("opening half dropped", || holders(&line.b_halves) == b - 1);
+}
+
+#[test]
+fn what_cannot_be_a_packet_is_dropped_on_either_side() {
+    let line = Line::local();
+    line.a.interface.send(&[0x45; 19]).unwrap();
+    line.a.interface.send(b"not IP at all, but long enough to look like it").unwrap();
+    eventually("counted", || line.a.levels.drops.malformed.get() == 2);
+    line.a.interface.send(&vec![0x45; FRAME]).unwrap();
+    line.a.interface.send(&vec![0x45; FRAME + 500]).unwrap();
+    eventually("counted", || line.a.levels.drops.too_big.get() == 2);
+
+    // A datagram longer than any of ours, and one of no kind.
+    let stranger = bind("127.0.0.1:0");
+    stranger.send_to(&[5; 20_000], line.b.address, None).unwrap();
+    stranger.send_to(&[0; 50], line.b.address, None).unwrap();
+    stranger.send_to(&[], line.b.address, None).unwrap();
+    eventually("counted", || line.b.levels.drops.malformed.get() == 3);
+
+    // And the line goes on.
+    line.a.interface.send(&v4(100, 7)).unwrap();
+    assert_eq!(line.b.frame(), v4(100, 7));
+}
+
+#[test]
+fn a_peer_that_seals_nonsense_cannot_write_it_to_the_interface() {
+    let mut line = Line::local();
+    let (mut fresh, mut theirs) = session(Cipher::Aes256Gcm);
+    line.b.dataplane.ingress(IngressUpdate::Install(take_opening(&mut theirs)));
+    let nonsense = fresh.sealers[0].seal_message(b"this is no IP packet").unwrap();
+    line.a.dataplane.send(line.a.path_to(line.b.address), &nonsense).unwrap();
+    eventually("counted", || line.b.levels.drops.malformed.get() == 1);
+    line.b.no_frame();
+    assert_eq!(line.b.dataplane.counters().rx_packets, 0);
+    assert!(matches!(line.b.message(), Message::Input(Input::Notice(Notice::Opened { session: 22 }))));
+}
+
+#[test]
+fn replays_and_damage_are_counted_and_go_no_further() {
+    let line = Line::local();
+    let (mut fresh, mut theirs) = session(Cipher::Aes256Gcm);
+    line.b.dataplane.ingress(IngressUpdate::Install(take_opening(&mut theirs)));
+    let good = fresh.sealers[0].seal_message(&v4(60, 5)).unwrap();
+    let mut damaged = fresh.sealers[0].seal_message(&v4(60, 6)).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    let path = line.a.path_to(line.b.address);
+    for datagram in [&good, &good, &damaged] {
+        line.a.dataplane.send(path, datagram).unwrap();
+    }
+    assert_eq!(line.b.frame(), v4(60, 5));
+    eventually("counted", || line.b.levels.drops.replayed.get() == 1 && line.b.levels.drops.unauthentic.get() == 1);
+    line.b.no_frame();
+}
+
+#[test]
+fn the_engine_gets_its_share_with_the_path_it_came_by() {
+    let mut line = Line::local();
+    let path = line.a.path_to(line.b.address);
+    let back = Path { peer: line.a.address, ..line.b.path_to(line.a.address) };
+
+    let knock = wire::knock(&[3; 16], &mac_key());
+    line.a.dataplane.send(path, &knock).unwrap();
+    match line.b.message() {
+        Message::Input(Input::Cold { path, datagram }) => assert_eq!((path, &datagram[..]), (back, &knock[..])),
+        other => panic!("{other:?}"),
+    }
+
+    let report = line.a_halves.control.seal_message(b"report").unwrap();
+    line.a.dataplane.send(path, &report).unwrap();
+    match line.b.message() {
+        Message::Input(Input::Control { path, session, counter, message }) => {
+            assert_eq!((path, session, counter, &message[..]), (back, 22, 0, &b"report"[..]));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(line.b.message(), Message::Input(Input::Notice(Notice::Opened { session: 22 }))));
+
+    let forged = wire::knock(&[3; 16], &MacKey::new(&[8; 32]));
+    line.a.dataplane.send(path, &forged).unwrap();
+    match line.b.message() {
+        Message::Input(Input::Notice(Notice::Stranger { source })) => assert_eq!(source, line.a.address),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_keepalive_is_heard_but_is_no_user_packet() {
+    let line = Line::local();
+    line.a.dataplane.keepalive();
+    eventually("heard", || line.b_halves.levels.opened.get() == 1);
+    line.b.no_frame();
+    for end in [&line.a, &line.b] {
+        assert_eq!(end.dataplane.counters(), Counters::default());
+    }
+}
+
+#[test]
+fn a_lost_local_address_is_told_once_for_each_path() {
+    let mut line = Line::local();
+    // TEST-NET-1 (RFC 5737) is no address of this machine.
+    let lost = Path { local: Some(IpAddr::from([192, 0, 2, 1])), ..line.a.path_to(line.b.address) };
+    for _ in 0..2 {
+        line.a.dataplane.egress(EgressUpdate::Path(Some(lost)));
+        for _ in 0..3 {
+            let errors = line.a.dataplane.counters().tx_errors;
+            line.a.interface.send(&v4(100, 0)).unwrap();
+            eventually("tried", || line.a.dataplane.counters().tx_errors > errors);
+        }
+        match line.a.message() {
+            Message::SendFailed { path, error } => assert!(path == lost && udp::unpins(&error), "{error}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(line.a.message_within(MOMENT).is_none());
+    }
+    // Unpinned, it goes.
+    line.a.dataplane.egress(EgressUpdate::Path(Some(Path { local: None, ..lost })));
+    eventually("updates taken", || !line.a.dataplane.egress.is_waiting());
+    line.a.interface.send(&v4(100, 1)).unwrap();
+    assert_eq!(line.b.frame(), v4(100, 1));
+}
+
+#[test]
+fn a_second_socket_is_used_and_closed_at_run_time() {
+    let mut line = Line::local();
+    let second = bind("127.0.0.1:0");
+    let address = second.local_addr().unwrap();
+    line.a.dataplane.add_socket(SocketId(1), second).unwrap();
+    let path = Path { socket: SocketId(1), ..line.a.path_to(line.b.address) };
+    line.a.dataplane.egress(EgressUpdate::Path(Some(path)));
+    eventually("updates taken", || !line.a.dataplane.egress.is_waiting());
+
+    // Out of it, by both ways to send.
+    line.a.interface.send(&v4(100, 1)).unwrap();
+    assert_eq!(line.b.frame(), v4(100, 1));
+    let knock = wire::knock(&[3; 16], &mac_key());
+    line.a.dataplane.send(path, &knock).unwrap();
+    let source = loop {
+        if let Message::Input(Input::Cold { path, .. }) = line.b.message() {
+            break path.peer;
+        }
+    };
+    assert_eq!(source, address);
+
+    // Into it and into the first one.
+    for (to, id) in [(address, SocketId(1)), (line.a.address, SocketId(0))] {
+        line.b.dataplane.send(line.b.path_to(to), &knock).unwrap();
+        match line.a.message() {
+            Message::Input(Input::Cold { path, .. }) => assert_eq!((path.socket, path.peer), (id, line.b.address)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    line.a.dataplane.remove_socket(SocketId(1));
+    let error = line.a.dataplane.send(path, &knock).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    // The port is free again once the loops have let go of it.
+    eventually("closed", || UdpSocket::bind(address).is_ok());
+    // What still has that path is lost, and counted.
+    line.a.interface.send(&v4(100, 2)).unwrap();
+    eventually("counted", || line.a.dataplane.counters().tx_errors == 1);
+}
+
+#[test]
+fn there_is_a_limit_to_open_sockets() {
+    let mut end = End::start("127.0.0.1:0");
+    for id in 1..sockets::MAX as u8 {
+        end.dataplane.add_socket(SocketId(id), bind("127.0.0.1:0")).unwrap();
+    }
+    let error = end.dataplane.add_socket(SocketId(9), bind("127.0.0.1:0")).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+    // Another in the place of one is no more than before.
+    end.dataplane.add_socket(SocketId(1), bind("127.0.0.1:0")).unwrap();
+}
+
+#[test]
+fn a_lost_device_reaches_the_control_side() {
+    let mut line = Line::local();
+    line.b.interface.shutdown(std::net::Shutdown::Both).unwrap();
+    match line.b.message() {
+        Message::LoopDied { which, error } => {
+            assert_eq!((which, error.kind()), (Loop::Egress, io::ErrorKind::UnexpectedEof));
+        }
+        other => panic!("{other:?}"),
+    }
+    line.a.interface.send(&v4(100, 0)).unwrap();
+    match line.b.message() {
+        Message::LoopDied { which, .. } => assert_eq!(which, Loop::Ingress),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_panic_is_told_as_a_death() {
+    let (outbox, mut mailbox) = mailbox::open();
+    spawn(Loop::Ingress, outbox, || panic!("on purpose")).unwrap().join().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    match runtime.block_on(mailbox.recv()) {
+        Message::LoopDied { which: Loop::Ingress, error } => assert!(error.to_string().contains("panicked")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn stop_ends_both_threads_and_closes_device_and_port() {
+    let Line { a, b, a_halves, .. } = Line::local();
+    a.interface.send(&v4(100, 0)).unwrap();
+    b.frame();
+    a.dataplane.stop();
+    // A loop that still ran would hold the device, and reading would wait.
+    assert_eq!(a.interface.recv(&mut [0; 100]).unwrap(), 0);
+    UdpSocket::bind(a.address).unwrap();
+    assert_eq!(Arc::strong_count(&a_halves.levels), 2, "the test's own and its control sealer's");
+}
+
+#[test]
+fn an_update_handed_over_before_a_datagram_was_drawn_is_there_for_it() {
+    // PROTOCOL §2: opening keys are installed BEFORE the Response that lets the peer use them is sent.
+    let (a, b) = (End::start("127.0.0.1:0"), End::start("127.0.0.1:0"));
+    let path = a.path_to(b.address);
+    for number in 0..300 {
+        let (mut ours, mut theirs) = session(Cipher::Aes256Gcm);
+        b.dataplane.ingress(IngressUpdate::Remove(22));
+        b.dataplane.ingress(IngressUpdate::Install(take_opening(&mut theirs)));
+        a.dataplane.send(path, &ours.sealers[0].seal_message(&v4(60, number)).unwrap()).unwrap();
+        assert_eq!(b.frame(), v4(60, number));
+    }
+    assert_eq!(b.levels.drops.no_session.get() + b.levels.drops.unauthentic.get(), 0);
+}

@@ -1,0 +1,154 @@
+//! Control messages: the local address of a datagram, read from the kernel and given to it (ip(7), ipv6(7), cmsg(3)).
+//!
+//! Only the two PKTINFO messages; ECN and segment sizes will join them here.
+
+use libc::{c_int, c_void, cmsghdr, in_pktinfo, in6_pktinfo, msghdr};
+use std::mem::{MaybeUninit, size_of};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Room for the control messages of one datagram, aligned as `cmsghdr` wants it.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub(super) struct Control([u8; Control::SIZE]);
+
+const _: () = assert!(align_of::<Control>() >= align_of::<cmsghdr>());
+const _: () = assert!(Control::SIZE >= size_of::<cmsghdr>() + size_of::<in6_pktinfo>() + 2 * align_of::<cmsghdr>());
+
+impl Control {
+    pub(super) const SIZE: usize = 64;
+    pub(super) const EMPTY: Self = Control([0; Self::SIZE]);
+
+    pub(super) fn as_mut_ptr(&mut self) -> *mut c_void {
+        self.0.as_mut_ptr().cast()
+    }
+
+    /// Asks the kernel to send from `local`; gives the length to put into `msg_controllen`.
+    ///
+    /// A socket of IPv6 takes `IPV6_PKTINFO` also for IPv4, with the address mapped (`ip_cmsg_send` in the kernel).
+    pub(super) fn pin(&mut self, local: IpAddr, socket_is_v6: bool) -> usize {
+        if let (IpAddr::V4(local), false) = (local, socket_is_v6) {
+            let info = in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: libc::in_addr { s_addr: u32::from(local).to_be() },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
+            return self.write(libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+        }
+        let local = match local {
+            IpAddr::V4(local) => local.to_ipv6_mapped(),
+            IpAddr::V6(local) => local,
+        };
+        let info = in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: local.octets() }, ipi6_ifindex: 0 };
+        self.write(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info)
+    }
+
+    /// Writes the one message there is, and gives the length it takes.
+    fn write<T: Copy>(&mut self, level: c_int, kind: c_int, value: T) -> usize {
+        const { assert!(size_of::<cmsghdr>() + size_of::<T>() + align_of::<cmsghdr>() <= Control::SIZE) };
+        // SAFETY: pure arithmetic on a length that fits, as asserted above.
+        let (length, space) = unsafe {
+            let size = size_of::<T>() as u32;
+            (libc::CMSG_LEN(size), libc::CMSG_SPACE(size))
+        };
+        let header = self.0.as_mut_ptr().cast::<cmsghdr>();
+        // SAFETY: the buffer is aligned for `cmsghdr` and has room for header and value, both asserted above. The value
+        // is written unaligned, so its own alignment does not matter. Zeros are a valid `cmsghdr`.
+        unsafe {
+            let mut head: cmsghdr = std::mem::zeroed();
+            head.cmsg_level = level;
+            head.cmsg_type = kind;
+            head.cmsg_len = length as _;
+            header.write(head);
+            libc::CMSG_DATA(header).cast::<T>().write_unaligned(value);
+        }
+        space as usize
+    }
+}
+
+/// The address the received datagram was sent to, IPv4 never mapped; `None` if the kernel did not say.
+///
+/// # Safety
+/// `message` must be as recvmsg(2) left it, with `msg_control` still pointing to a live buffer of at least
+/// `msg_controllen` bytes.
+pub(super) unsafe fn local_address(message: &msghdr) -> Option<IpAddr> {
+    // SAFETY: the caller vouches for msg_control and msg_controllen.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !header.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give null or a whole header inside the buffer.
+        let (level, kind, length) = unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len as usize) };
+        match (level, kind) {
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                // SAFETY: `header` lies in the buffer as above, and `value` checks its length.
+                let info: in_pktinfo = unsafe { value(header, length) }?;
+                return Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+            }
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                // SAFETY: as above.
+                let info: in6_pktinfo = unsafe { value(header, length) }?;
+                return Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
+            }
+            // SAFETY: `message` and `header` are as above.
+            _ => header = unsafe { libc::CMSG_NXTHDR(message, header) },
+        }
+    }
+    None
+}
+
+/// The value of a control message, if it is long enough to be a `T`.
+///
+/// # Safety
+/// `header` must point to a control message of `length` bytes in a live buffer; any bytes must be a valid `T`.
+unsafe fn value<T: Copy>(header: *const cmsghdr, length: usize) -> Option<T> {
+    // SAFETY: pure arithmetic.
+    let needed = unsafe { libc::CMSG_LEN(size_of::<T>() as u32) } as usize;
+    if length < needed {
+        return None;
+    }
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the message holds at least `size_of::<T>()` bytes of data, checked above; every byte of `value` is
+    // written, and the caller vouches that any bytes are a `T`.
+    unsafe {
+        std::ptr::copy_nonoverlapping(libc::CMSG_DATA(header), value.as_mut_ptr().cast::<u8>(), size_of::<T>());
+        Some(value.assume_init())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_back(control: &mut Control, length: usize) -> Option<IpAddr> {
+        // SAFETY: zeros are a valid `msghdr`.
+        let mut message: msghdr = unsafe { std::mem::zeroed() };
+        message.msg_control = control.as_mut_ptr();
+        message.msg_controllen = length as _;
+        // SAFETY: `control` outlives the call and has `length` bytes.
+        unsafe { local_address(&message) }
+    }
+
+    #[test]
+    fn what_is_pinned_is_read_back() {
+        let v6: IpAddr = "2001:db8::7".parse().unwrap();
+        let v4: IpAddr = "192.0.2.7".parse().unwrap();
+        for (address, socket_is_v6) in [(v6, true), (v4, true)] {
+            let mut control = Control::EMPTY;
+            let length = control.pin(address, socket_is_v6);
+            assert_eq!(read_back(&mut control, length), Some(address));
+        }
+        // IPv4 proper names the source in `spec_dst` when sending, the destination in `addr` when receiving.
+        let mut control = Control::EMPTY;
+        let length = control.pin(v4, false);
+        assert_eq!(read_back(&mut control, length), Some("0.0.0.0".parse().unwrap()));
+    }
+
+    #[test]
+    fn nothing_or_too_little_is_no_address() {
+        let mut control = Control::EMPTY;
+        let length = control.pin("2001:db8::7".parse().unwrap(), true);
+        assert_eq!(read_back(&mut control, 0), None);
+        assert_eq!(read_back(&mut control, 8), None);
+        // A message that says it is one byte too short for its kind.
+        control.0[0] -= 1;
+        assert_eq!(read_back(&mut control, length), None);
+    }
+}

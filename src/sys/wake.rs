@@ -1,0 +1,97 @@
+//! Waking a thread that sleeps in poll(2): an eventfd, and the poll itself.
+//!
+//! It carries no message. What there is to know lies elsewhere; this only ends the sleep.
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// A bell: any thread may ring it, one thread sleeps beside it.
+#[derive(Debug)]
+pub struct Wake(OwnedFd);
+
+impl Wake {
+    /// A bell nobody has rung.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: no pointers go in; a returned descriptor is new and owned by no one else.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        let fd = Errno::result(fd)?;
+        // SAFETY: `fd` was just opened, is valid (checked above) and is handed over only here.
+        Ok(Wake(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Ends the sleep of whoever waits for it now or will next.
+    pub fn ring(&self) {
+        // The one way to fail is EAGAIN, a counter at its limit: then it is ringing already.
+        let _ = nix::unistd::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Stills it, so that the next wait sleeps again.
+    pub fn still(&self) {
+        // EAGAIN: nobody rang since.
+        let _ = nix::unistd::read(&self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Sleeps until at least one of `fds` can be read or has failed, and says which: bit n for `fds[n]`.
+///
+/// # Errors
+/// `InvalidInput` if there is nothing to wait for; else as poll(2). A signal is not an error.
+pub fn wait_readable<const N: usize>(fds: [Option<BorrowedFd<'_>>; N]) -> io::Result<u32> {
+    const { assert!(N <= 32, "one bit each") };
+    let Some(filler) = fds.iter().flatten().next().copied() else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to wait for"));
+    };
+    // An absent one is stood in for, asked for nothing, and not listened to.
+    let mut polled = fds.map(|fd| match fd {
+        Some(fd) => PollFd::new(fd, PollFlags::POLLIN),
+        None => PollFd::new(filler, PollFlags::empty()),
+    });
+    while let Err(error) = poll(&mut polled, PollTimeout::NONE) {
+        if error != Errno::EINTR {
+            return Err(error.into());
+        }
+    }
+    let spoke = |n: usize| fds[n].is_some() && polled[n].any().unwrap_or(true);
+    Ok((0..N).map(|n| u32::from(spoke(n)) << n).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    #[test]
+    fn it_wakes_once_however_often_it_was_rung() {
+        let (a, b) = (Wake::new().unwrap(), Wake::new().unwrap());
+        a.ring();
+        a.ring();
+        assert_eq!(wait_readable([Some(b.as_fd()), None, Some(a.as_fd())]).unwrap(), 0b100);
+        a.still();
+        b.ring();
+        assert_eq!(wait_readable([Some(b.as_fd()), Some(a.as_fd())]).unwrap(), 0b01);
+    }
+
+    #[test]
+    fn it_wakes_a_sleeper_on_another_thread() {
+        let wake = Arc::new(Wake::new().unwrap());
+        let sleeper = std::thread::spawn({
+            let wake = wake.clone();
+            move || wait_readable([Some(wake.as_fd())]).unwrap()
+        });
+        std::thread::sleep(Duration::from_millis(10));
+        wake.ring();
+        assert_eq!(sleeper.join().unwrap(), 1);
+    }
+}
