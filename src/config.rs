@@ -1,1 +1,247 @@
-//! Config.
+//! From the text of one TOML file to a [`Config`] in which everything has been checked.
+//!
+//! One file is one link. [`Config::load`] is all that `check` does and the first thing that `up` does: it reads the
+//! file and the key files it names, and needs no root, no network and no name server. Acting on a config is the
+//! business of [`crate::control`].
+
+mod check;
+mod parse;
+mod report;
+mod schema;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::keys::{PresharedKey, PublicKey, SecretKey};
+pub use report::Problem;
+use report::{Report, Source};
+
+/// Largest config file that is read, in bytes.
+const MAX_BYTES: u64 = 256 * 1024;
+
+/// One link, checked: every value is in range and the values agree with each other.
+#[derive(Debug)]
+pub struct Config {
+    /// The file's stem: `hq` for `/etc/tieline/hq.toml`.
+    pub name: String,
+    /// The file, as it was named.
+    pub path: PathBuf,
+    /// `[link]`: the interface.
+    pub link: LinkConfig,
+    /// `[local]`: this end.
+    pub local: LocalConfig,
+    /// `[peer]`: the other end.
+    pub peer: PeerConfig,
+    /// `[crypto]`
+    pub crypto: CryptoConfig,
+    /// `liveness.interval`: how often a Report is sent, 50 ms to 60 s. The link is down after three missed.
+    pub liveness_interval: Duration,
+}
+
+/// The interface and what is sent into it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkConfig {
+    /// Name of the interface.
+    pub interface: String,
+    /// Its addresses with their prefix lengths; host bits are kept, no two networks overlap.
+    pub addresses: Vec<IpNet>,
+    /// Networks sent into the link; no host bits, none is within a network of `addresses`.
+    pub routes: Vec<IpNet>,
+    /// Its MTU.
+    pub mtu: Mtu,
+    /// Metric of the routes; the kernel's own choice if `None`.
+    pub metric: Option<u32>,
+}
+
+/// The interface's MTU: the largest inner packet, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mtu {
+    /// From the route to the peer.
+    Auto,
+    /// 1280 to 9000.
+    Fixed(u16),
+}
+
+/// This end.
+#[derive(Debug)]
+pub struct LocalConfig {
+    /// Who this end is.
+    pub private_key: SecretKey,
+    /// Address the UDP socket is bound to. `None`: any address, any port.
+    pub listen: Option<SocketAddr>,
+}
+
+/// The other end.
+#[derive(Debug)]
+pub struct PeerConfig {
+    /// Who the other end is; never this end's own key.
+    pub public_key: PublicKey,
+    /// Where to call it. `None`: it calls.
+    pub endpoint: Option<Endpoint>,
+    /// Mixed into every handshake.
+    pub preshared_key: Option<PresharedKey>,
+}
+
+/// Host and UDP port. The host is a name still to be looked up, or an address (IPv6 without brackets, and perhaps
+/// with a `%zone`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Name or address.
+    pub host: String,
+    /// Port, not 0.
+    pub port: u16,
+}
+
+impl FromStr for Endpoint {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        parse::endpoint(text)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// How the link is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CryptoConfig {
+    /// AEAD of the data.
+    pub cipher: CipherChoice,
+    /// Whether keys are hybrid (X25519 and ML-KEM-768). True at either end is enough for both.
+    pub post_quantum: bool,
+    /// What happens to the inner packets' L4 checksums.
+    pub checksum: Checksum,
+}
+
+/// Which AEAD to use for data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum CipherChoice {
+    /// The faster one on this machine.
+    #[serde(rename = "auto")]
+    Auto,
+    /// AES-256-GCM.
+    #[serde(rename = "aes-256-gcm")]
+    Aes256Gcm,
+    /// ChaCha20-Poly1305.
+    #[serde(rename = "chacha20-poly1305")]
+    ChaCha20Poly1305,
+}
+
+/// What happens to the inner packets' L4 checksums. Accepted already; acts once the fast path does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum Checksum {
+    /// Left to the far end's kernel where the packet came without one: the AEAD protects it on the way.
+    #[serde(rename = "partial")]
+    Partial,
+    /// Always filled in before sending.
+    #[serde(rename = "full")]
+    Full,
+}
+
+/// Something allowed but odd. `Display` gives what, where and what to do, on several lines.
+#[derive(Debug)]
+pub struct Warning(Report);
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why a file is not a config. `Display` gives what, where (file, line, column, the line itself) and what to do, on
+/// several lines, with every secret masked.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(Box<Report>);
+
+impl From<Report> for ConfigError {
+    fn from(report: Report) -> Self {
+        Self(Box::new(report))
+    }
+}
+
+impl Config {
+    /// Reads and checks a file and the key files it names.
+    ///
+    /// # Errors
+    /// The first thing that is wrong: see [`ConfigError`].
+    pub fn load(path: &Path) -> Result<(Self, Vec<Warning>), ConfigError> {
+        let text = read_text(path).map_err(|problem| Report::of_file(path, problem))?;
+        Self::from_text(path, &text)
+    }
+
+    /// Checks `text` as if it were the content of `path`, beside which the key files are.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_text(path: &Path, text: &str) -> Result<(Self, Vec<Warning>), ConfigError> {
+        let source = Source { path, text };
+        let file = toml::from_str(text).map_err(|error| source.at(error.span().unwrap_or(0..0), wrong_toml(&error)))?;
+        let (config, warnings) = check::check(&source, file)?;
+        Ok((config, warnings.into_iter().map(Warning).collect()))
+    }
+}
+
+/// Reads a regular file of a sensible size; anything else could keep us waiting.
+fn read_text(path: &Path) -> Result<String, Problem> {
+    let unreadable = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            Problem::new("there is no such config file", "check the path, or make one with `tieline init`")
+        }
+        io::ErrorKind::InvalidData => Problem::new("the file is not text (UTF-8)", "name a TOML file"),
+        _ => Problem::new(format!("cannot read the file: {error}"), "check who may read the file and its folders"),
+    };
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(Problem::new("this is not a regular file", "name a TOML file, such as `tieline init` writes"));
+    }
+    if metadata.len() > MAX_BYTES {
+        return Err(Problem::new(
+            "the file is too large for a config",
+            "name a TOML file, such as `tieline init` writes",
+        ));
+    }
+    let text = fs::read_to_string(path).map_err(unreadable)?;
+    // A byte order mark is no character of the first line.
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
+/// Words of serde and toml, and what they are to someone who writes a config file.
+const PLAIN_WORDS: [(&str, &str); 8] = [
+    ("unknown field", "unknown key"),
+    ("unknown variant", "unknown value"),
+    ("invalid type: sequence", "invalid type: list"),
+    ("expected a sequence", "expected a list, as in [\"…\"]"),
+    ("expected a string", "expected text between quotes"),
+    ("wanted string or table", "invalid type, expected text between quotes"),
+    ("expected a boolean", "expected true or false"),
+    ("expected u32", "expected a whole number, at least 0"),
+];
+
+/// toml says `invalid this, expected that`: the first half is what is wrong, the second what to do.
+fn wrong_toml(error: &toml::de::Error) -> Problem {
+    let plain = |message: String, (theirs, ours): (&str, &str)| message.replace(theirs, ours);
+    let message = PLAIN_WORDS.into_iter().fold(error.message().to_owned(), plain);
+    match message.split_once(", expected ") {
+        Some((what, expected)) => Problem::new(what, format!("expected {expected}")),
+        None => Problem::new(message, "see the comments in the files that `tieline init` writes"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@
 //! says, either pure case is read and mixed case is not; secrets are written in upper case so that they stand out.
 //!
 //! Secrets are wiped when dropped, have no `Display`, and never appear in `Debug` or an error. What a key *does* is
-//! not here: see [`crate::protocol`]. How key files are read and written is in [`file`].
+//! not here: see [`crate::protocol`]. How key files are read and written is in [`mod@file`].
 
 pub mod file;
 mod mask;
@@ -49,14 +49,12 @@ const LOW_ORDER: [[u8; 32]; 5] = [
         one
     },
     [
-        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4,
-        0x6a, 0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49,
-        0xb8, 0x00,
+        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a, 0xda, 0x09,
+        0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00,
     ],
     [
-        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef,
-        0x5b, 0x04, 0x44, 0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f,
-        0x11, 0x57,
+        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef, 0x5b, 0x04, 0x44,
+        0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f, 0x11, 0x57,
     ],
     {
         let mut minus_one = P;
@@ -91,9 +89,7 @@ impl KeyKind {
     /// The kind that `text` says it is, whether or not the rest of it is in order.
     fn claimed_by(text: &str) -> Option<Self> {
         let (hrp, _) = text.split_once('1')?;
-        Self::ALL
-            .into_iter()
-            .find(|kind| hrp.eq_ignore_ascii_case(kind.hrp()))
+        Self::ALL.into_iter().find(|kind| hrp.eq_ignore_ascii_case(kind.hrp()))
     }
 }
 
@@ -181,46 +177,34 @@ impl KeyError {
     #[must_use]
     pub fn help(&self) -> &'static str {
         match self {
-            Self::Empty { expected }
-            | Self::NotAKey { expected }
-            | Self::LooksLikeWireGuard { expected } => match expected {
-                KeyKind::Public => "paste the line that `tieline pubkey` prints at the other end",
-                KeyKind::Secret => "make one with `tieline keygen --out FILE`",
-                KeyKind::Preshared => {
-                    "make one with `tieline psk --out FILE` and copy it to both ends"
+            Self::Empty { expected } | Self::NotAKey { expected } | Self::LooksLikeWireGuard { expected } => {
+                match expected {
+                    KeyKind::Public => "paste the line that `tieline pubkey` prints at the other end",
+                    KeyKind::Secret => "make one with `tieline keygen --out FILE`",
+                    KeyKind::Preshared => "make one with `tieline psk --out FILE` and copy it to both ends",
                 }
-            },
-            Self::WrongKind {
-                found: KeyKind::Secret,
-                expected: KeyKind::Public,
-            } => {
+            }
+            Self::WrongKind { found: KeyKind::Secret, expected: KeyKind::Public } => {
                 "take it out and put the peer's public key here: `tieline pubkey FILE` prints it from the secret key's \
                  file; if this text has been seen by others, make a new key"
             }
-            Self::WrongKind {
-                expected: KeyKind::Public,
-                ..
-            } => "put the peer's public key here: `tieline pubkey FILE` prints it at the other end",
-            Self::WrongKind {
-                expected: KeyKind::Secret,
-                ..
-            } => "put this end's secret key here: `tieline keygen --out FILE` makes one",
-            Self::WrongKind {
-                expected: KeyKind::Preshared,
-                ..
-            } => "put the key that both ends share here: `tieline psk --out FILE` makes one",
+            Self::WrongKind { expected: KeyKind::Public, .. } => {
+                "put the peer's public key here: `tieline pubkey FILE` prints it at the other end"
+            }
+            Self::WrongKind { expected: KeyKind::Secret, .. } => {
+                "put this end's secret key here: `tieline keygen --out FILE` makes one"
+            }
+            Self::WrongKind { expected: KeyKind::Preshared, .. } => {
+                "put the key that both ends share here: `tieline psk --out FILE` makes one"
+            }
             Self::MixedCase { .. } | Self::WrongLength { .. } | Self::Damaged { .. } => {
                 "copy it again from where it was made: a character is missing, mistyped or too many"
             }
             Self::NonCanonical | Self::LowOrder => {
                 "no honest end has such a key: ask the other end for what `tieline pubkey` prints there"
             }
-            Self::ZeroPsk => {
-                "make a real one with `tieline psk --out FILE` and copy it to both ends"
-            }
-            Self::Crypto => {
-                "try again; if it stays, the machine has no working source of randomness"
-            }
+            Self::ZeroPsk => "make a real one with `tieline psk --out FILE` and copy it to both ends",
+            Self::Crypto => "try again; if it stays, the machine has no working source of randomness",
         }
     }
 }
@@ -306,10 +290,7 @@ impl SecretKey {
     /// [`KeyError::Crypto`] if the crypto library fails, as it may without memory.
     pub fn public(&self) -> Result<PublicKey, KeyError> {
         let private = agreement::PrivateKey::from_private_key(&agreement::X25519, &self.0);
-        let public = private
-            .map_err(|_| KeyError::Crypto)?
-            .compute_public_key()
-            .map_err(|_| KeyError::Crypto)?;
+        let public = private.map_err(|_| KeyError::Crypto)?.compute_public_key().map_err(|_| KeyError::Crypto)?;
         PublicKey::from_bytes(public.as_ref().try_into().map_err(|_| KeyError::Crypto)?)
     }
 
@@ -327,7 +308,7 @@ impl SecretKey {
         encode_upper(KeyKind::Secret, &self.0)
     }
 
-    /// Reads a key file, which must be readable by its owner only. See [`file`].
+    /// Reads a key file, which must be readable by its owner only. See [`mod@file`].
     ///
     /// # Errors
     /// See [`KeyFileError`].
@@ -335,7 +316,7 @@ impl SecretKey {
         file::read(path, KeyKind::Secret, Self::parse, Self::is_published)
     }
 
-    /// Writes a new key file with mode 0600; a file that is there already is left as it is. See [`file`].
+    /// Writes a new key file with mode 0600; a file that is there already is left as it is. See [`mod@file`].
     ///
     /// # Errors
     /// See [`KeyFileError`].
@@ -371,11 +352,7 @@ impl PresharedKey {
     /// [`KeyError::ZeroPsk`] if all are zero: that is how Noise spells "no preshared key".
     pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, KeyError> {
         let key = Self(bytes);
-        if key.0 == [0; 32] {
-            Err(KeyError::ZeroPsk)
-        } else {
-            Ok(key)
-        }
+        if key.0 == [0; 32] { Err(KeyError::ZeroPsk) } else { Ok(key) }
     }
 
     /// The secret itself. Do not let it outlive the key.
@@ -398,7 +375,7 @@ impl PresharedKey {
         encode_upper(KeyKind::Preshared, &self.0)
     }
 
-    /// Reads a key file, which must be readable by its owner only. See [`file`].
+    /// Reads a key file, which must be readable by its owner only. See [`mod@file`].
     ///
     /// # Errors
     /// See [`KeyFileError`].
@@ -406,7 +383,7 @@ impl PresharedKey {
         file::read(path, KeyKind::Preshared, Self::parse, Self::is_published)
     }
 
-    /// Writes a new key file with mode 0600; a file that is there already is left as it is. See [`file`].
+    /// Writes a new key file with mode 0600; a file that is there already is left as it is. See [`mod@file`].
     ///
     /// # Errors
     /// See [`KeyFileError`].
@@ -433,43 +410,27 @@ fn decode(expected: KeyKind, text: &str) -> Result<Zeroizing<[u8; 32]>, KeyError
         Some(found) if found != expected => return Err(KeyError::WrongKind { found, expected }),
         Some(kind) => kind,
     };
-    if text.contains(|c: char| c.is_ascii_lowercase())
-        && text.contains(|c: char| c.is_ascii_uppercase())
-    {
+    if text.contains(|c: char| c.is_ascii_lowercase()) && text.contains(|c: char| c.is_ascii_uppercase()) {
         return Err(KeyError::MixedCase { kind });
     }
     let (found, expected) = (text.chars().count(), kind.hrp().len() + TAIL_CHARS);
     if found != expected {
-        return Err(KeyError::WrongLength {
-            kind,
-            found,
-            expected,
-        });
+        return Err(KeyError::WrongLength { kind, found, expected });
     }
     let checked = CheckedHrpstring::new::<Bech32m>(text).map_err(|_| KeyError::Damaged { kind })?;
     // 52 characters hold 260 bits: the four left over must be zero, or one key would have sixteen spellings.
-    if checked
-        .fe32_iter()
-        .last()
-        .is_none_or(|last| last.to_u8() & 0x0f != 0)
-    {
+    if checked.fe32_iter().last().is_none_or(|last| last.to_u8() & 0x0f != 0) {
         return Err(KeyError::Damaged { kind });
     }
     let mut bytes = Zeroizing::new([0; 32]);
-    bytes
-        .iter_mut()
-        .zip(checked.byte_iter())
-        .for_each(|(to, from)| *to = from);
+    bytes.iter_mut().zip(checked.byte_iter()).for_each(|(to, from)| *to = from);
     Ok(bytes)
 }
 
 /// Base64 of 32 bytes is 43 characters and `=`.
 fn looks_like_wireguard(text: &str) -> bool {
     let base64 = |b: u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
-    text.len() == 44
-        && text
-            .strip_suffix('=')
-            .is_some_and(|head| head.bytes().all(base64))
+    text.len() == 44 && text.strip_suffix('=').is_some_and(|head| head.bytes().all(base64))
 }
 
 /// Writes the upper-case Bech32m string straight into one buffer that is wiped and never grows.
@@ -477,13 +438,7 @@ fn encode_upper(kind: KeyKind, bytes: &[u8; 32]) -> Zeroizing<String> {
     let hrp = Hrp::parse_unchecked(kind.hrp());
     let mut text = Zeroizing::new(String::with_capacity(kind.hrp().len() + TAIL_CHARS));
     text.extend(
-        bytes
-            .iter()
-            .copied()
-            .bytes_to_fes()
-            .with_checksum::<Bech32m>(&hrp)
-            .chars()
-            .map(|c| c.to_ascii_uppercase()),
+        bytes.iter().copied().bytes_to_fes().with_checksum::<Bech32m>(&hrp).chars().map(|c| c.to_ascii_uppercase()),
     );
     text
 }

@@ -170,25 +170,13 @@ pub(super) fn read<K>(
     parse: fn(&str) -> Result<K, KeyError>,
     is_published: fn(&K) -> bool,
 ) -> Result<K, KeyFileError> {
-    let (path_buf, failed) = (
-        || path.to_owned(),
-        |source| KeyFileError::Read {
-            path: path.to_owned(),
-            source,
-        },
-    );
+    let (path_buf, failed) = (|| path.to_owned(), |source| KeyFileError::Read { path: path.to_owned(), source });
     // O_NONBLOCK: opening a pipe must not wait for a writer.
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path);
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
     let mut file = match opened {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(KeyFileError::Missing {
-                path: path_buf(),
-                kind,
-            });
+            return Err(KeyFileError::Missing { path: path_buf(), kind });
         }
         Err(source) => return Err(failed(source)),
     };
@@ -201,15 +189,11 @@ pub(super) fn read<K>(
     if len > MAX_BYTES {
         return Err(KeyFileError::TooLarge { path: path_buf() });
     }
-    let text = std::str::from_utf8(&buffer[..len])
-        .map_err(|_| KeyFileError::NotText { path: path_buf() })?;
+    let text = std::str::from_utf8(&buffer[..len]).map_err(|_| KeyFileError::NotText { path: path_buf() })?;
     let key = parse_text(text, path, kind, parse)?;
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 && !is_published(&key) {
-        return Err(KeyFileError::Exposed {
-            path: path_buf(),
-            mode,
-        });
+        return Err(KeyFileError::Exposed { path: path_buf(), mode });
     }
     Ok(key)
 }
@@ -234,53 +218,30 @@ fn parse_text<K>(
     kind: KeyKind,
     parse: fn(&str) -> Result<K, KeyError>,
 ) -> Result<K, KeyFileError> {
-    let content = |line, source| KeyFileError::Content {
-        path: path.to_owned(),
-        line,
-        source,
-    };
-    let numbered = text
-        .lines()
-        .enumerate()
-        .map(|(index, line)| (index + 1, line.trim()));
+    let content = |line, source| KeyFileError::Content { path: path.to_owned(), line, source };
+    let numbered = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
     let mut keys = numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-    let (line, only) = keys
-        .next()
-        .ok_or_else(|| content(1, KeyError::Empty { expected: kind }))?;
+    let (line, only) = keys.next().ok_or_else(|| content(1, KeyError::Empty { expected: kind }))?;
     let key = parse(only).map_err(|source| content(line, source))?;
     match keys.next() {
-        Some((line, _)) => Err(KeyFileError::SecondKey {
-            path: path.to_owned(),
-            line,
-        }),
+        Some((line, _)) => Err(KeyFileError::SecondKey { path: path.to_owned(), line }),
         None => Ok(key),
     }
 }
 
 /// Creates the file with its mode from the first moment on, and does not return before it is on the disk.
 pub(super) fn write_new(path: &Path, secret: &Zeroizing<String>) -> Result<(), KeyFileError> {
-    let failed = |source| KeyFileError::Write {
-        path: path.to_owned(),
-        source,
-    };
-    let created = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
+    let failed = |source| KeyFileError::Write { path: path.to_owned(), source };
+    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let file = created.map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists => KeyFileError::Exists {
-            path: path.to_owned(),
-        },
+        io::ErrorKind::AlreadyExists => KeyFileError::Exists { path: path.to_owned() },
         _ => failed(source),
     })?;
-    fill(&file, secret)
-        .and_then(|()| sync_folder_of(path))
-        .map_err(|source| {
-            // Half a key is worse than none. The file is ours: `create_new` has just made it.
-            let _ = fs::remove_file(path);
-            failed(source)
-        })
+    fill(&file, secret).and_then(|()| sync_folder_of(path)).map_err(|source| {
+        // Half a key is worse than none. The file is ours: `create_new` has just made it.
+        let _ = fs::remove_file(path);
+        failed(source)
+    })
 }
 
 fn fill(mut file: &File, secret: &str) -> io::Result<()> {
@@ -291,9 +252,6 @@ fn fill(mut file: &File, secret: &str) -> io::Result<()> {
 
 /// The file's name is on the disk only once its folder is.
 fn sync_folder_of(path: &Path) -> io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }

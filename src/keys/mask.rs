@@ -9,7 +9,7 @@ const LONG_RUN: usize = 40;
 /// Replaces each secret in `text` by as many stars as it has characters, so that columns stay where they were.
 ///
 /// From `TLSECRET1` or `TLPSK1` (in any case) everything up to a quote or the end of the line goes, for a damaged key
-/// may have a blank in it. Runs of 40 letters and digits go as well unless they begin with `tlpub1`.
+/// may have a blank in it; `TLSECRET1…`, which only names the kind, stays. Runs of 40 letters and digits go as well unless they begin with `tlpub1`.
 #[must_use]
 pub fn mask_secrets(text: &str) -> String {
     text.split_inclusive('\n').map(mask_line).collect()
@@ -35,20 +35,16 @@ fn mask_line(line: &str) -> String {
 /// How many bytes at the start of `text` may be shown, and how many after them must not. Both 0: nothing is known yet.
 fn secret_at(text: &str) -> (usize, usize) {
     for prefix in PREFIXES {
-        if text
-            .get(..prefix.len())
-            .is_some_and(|head| head.eq_ignore_ascii_case(prefix))
-        {
+        if text.get(..prefix.len()).is_some_and(|head| head.eq_ignore_ascii_case(prefix)) {
+            if text[prefix.len()..].starts_with('…') {
+                return (prefix.len(), 0);
+            }
             let end = text.find(['"', '\'', '`', '\n']).unwrap_or(text.len());
             return (prefix.len(), end - prefix.len());
         }
     }
-    let run = text
-        .find(|c: char| !c.is_ascii_alphanumeric())
-        .unwrap_or(text.len());
-    let is_public = text
-        .get(..6)
-        .is_some_and(|head| head.eq_ignore_ascii_case("tlpub1"));
+    let run = text.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(text.len());
+    let is_public = text.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("tlpub1"));
     match run {
         _ if is_public => (run, 0),
         LONG_RUN.. => (0, run),

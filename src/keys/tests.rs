@@ -35,11 +35,7 @@ fn published_keys_are_what_they_say() {
     assert_eq!(secret.public().unwrap().to_string(), PUBLIC);
     assert_eq!(*secret.encode(), SECRET.trim());
     assert!(secret.is_published());
-    assert!(
-        SecretKey::parse(include_str!("../../keys/branch.key"))
-            .unwrap()
-            .is_published()
-    );
+    assert!(SecretKey::parse(include_str!("../../keys/branch.key")).unwrap().is_published());
     assert!(PresharedKey::parse(PSK).unwrap().is_published());
     assert!(PublicKey::from_str(PUBLIC).unwrap().is_published());
 
@@ -50,18 +46,9 @@ fn published_keys_are_what_they_say() {
 
 #[test]
 fn debug_shows_no_secret() {
-    assert_eq!(
-        format!("{:?}", SecretKey::parse(SECRET).unwrap()),
-        "SecretKey(redacted)"
-    );
-    assert_eq!(
-        format!("{:?}", PresharedKey::parse(PSK).unwrap()),
-        "PresharedKey(redacted)"
-    );
-    assert_eq!(
-        format!("{:?}", PublicKey::from_str(PUBLIC).unwrap()),
-        PUBLIC
-    );
+    assert_eq!(format!("{:?}", SecretKey::parse(SECRET).unwrap()), "SecretKey(redacted)");
+    assert_eq!(format!("{:?}", PresharedKey::parse(PSK).unwrap()), "PresharedKey(redacted)");
+    assert_eq!(format!("{:?}", PublicKey::from_str(PUBLIC).unwrap()), PUBLIC);
 }
 
 #[test]
@@ -69,12 +56,7 @@ fn either_pure_case_is_read_and_mixed_case_is_not() {
     assert!(PublicKey::from_str(&PUBLIC.to_uppercase()).is_ok());
     assert!(SecretKey::parse(&SECRET.to_lowercase()).is_ok());
     let mixed = PUBLIC.replacen('s', "S", 1);
-    assert_eq!(
-        reject(&mixed),
-        KeyError::MixedCase {
-            kind: KeyKind::Public
-        }
-    );
+    assert_eq!(reject(&mixed), KeyError::MixedCase { kind: KeyKind::Public });
 }
 
 #[test]
@@ -83,53 +65,20 @@ fn each_wrong_string_has_its_own_error() {
     let expected = Public;
     assert_eq!(reject("  "), KeyError::Empty { expected });
     assert_eq!(reject("hello"), KeyError::NotAKey { expected });
-    assert_eq!(
-        reject(SECRET),
-        KeyError::WrongKind {
-            found: Secret,
-            expected
-        }
-    );
-    assert_eq!(
-        reject(PSK),
-        KeyError::WrongKind {
-            found: Preshared,
-            expected
-        }
-    );
-    assert_eq!(
-        reject("xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="),
-        KeyError::LooksLikeWireGuard { expected }
-    );
-    let wrong_length = |found| KeyError::WrongLength {
-        kind: Public,
-        found,
-        expected: 64,
-    };
+    assert_eq!(reject(SECRET), KeyError::WrongKind { found: Secret, expected });
+    assert_eq!(reject(PSK), KeyError::WrongKind { found: Preshared, expected });
+    assert_eq!(reject("xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="), KeyError::LooksLikeWireGuard { expected });
+    let wrong_length = |found| KeyError::WrongLength { kind: Public, found, expected: 64 };
     assert_eq!(reject(&PUBLIC[..63]), wrong_length(63));
     assert_eq!(reject(&format!("{PUBLIC}q")), wrong_length(65));
     assert_eq!(reject("tlpub1"), wrong_length(6));
-    assert_eq!(
-        SecretKey::parse(PUBLIC).unwrap_err(),
-        KeyError::WrongKind {
-            found: Public,
-            expected: Secret
-        }
-    );
-    assert_eq!(
-        PresharedKey::parse(SECRET).unwrap_err(),
-        KeyError::WrongKind {
-            found: Secret,
-            expected: Preshared
-        }
-    );
+    assert_eq!(SecretKey::parse(PUBLIC).unwrap_err(), KeyError::WrongKind { found: Public, expected: Secret });
+    assert_eq!(PresharedKey::parse(SECRET).unwrap_err(), KeyError::WrongKind { found: Secret, expected: Preshared });
 }
 
 #[test]
 fn the_older_checksum_and_a_second_spelling_are_damaged() {
-    let damaged = KeyError::Damaged {
-        kind: KeyKind::Public,
-    };
+    let damaged = KeyError::Damaged { kind: KeyKind::Public };
     let hrp = Hrp::parse("tlpub").unwrap();
     let key = PublicKey::from_str(PUBLIC).unwrap();
     let bech32 = bech32::encode::<bech32::Bech32>(hrp, key.as_bytes()).unwrap();
@@ -138,11 +87,7 @@ fn the_older_checksum_and_a_second_spelling_are_damaged() {
     let mut symbols: Vec<_> = key.as_bytes().iter().copied().bytes_to_fes().collect();
     let last = symbols.pop().unwrap();
     symbols.push(bech32::Fe32::try_from(last.to_u8() | 1).unwrap());
-    let padded: String = symbols
-        .into_iter()
-        .with_checksum::<Bech32m>(&hrp)
-        .chars()
-        .collect();
+    let padded: String = symbols.into_iter().with_checksum::<Bech32m>(&hrp).chars().collect();
     assert_eq!(reject(&padded), damaged);
 }
 
@@ -157,15 +102,8 @@ fn low_order_points_are_rejected_and_really_are_of_low_order() {
     }]);
     for point in double_spelled {
         let peer = agreement::UnparsedPublicKey::new(&agreement::X25519, point);
-        assert!(
-            agreement::agree(&private, peer, (), |_| Ok(())).is_err(),
-            "{point:02x?}"
-        );
-        let expected = if LOW_ORDER.contains(&point) {
-            KeyError::LowOrder
-        } else {
-            KeyError::NonCanonical
-        };
+        assert!(agreement::agree(&private, peer, (), |_| Ok(())).is_err(), "{point:02x?}");
+        let expected = if LOW_ORDER.contains(&point) { KeyError::LowOrder } else { KeyError::NonCanonical };
         assert_eq!(PublicKey::from_bytes(point).unwrap_err(), expected);
     }
 }
@@ -178,19 +116,13 @@ fn public_keys_from_the_prime_up_are_rejected() {
     let mut top_bit = [9; 32];
     top_bit[31] |= 0x80;
     for bytes in [P, [0xff; 32], top_bit] {
-        assert_eq!(
-            PublicKey::from_bytes(bytes).unwrap_err(),
-            KeyError::NonCanonical
-        );
+        assert_eq!(PublicKey::from_bytes(bytes).unwrap_err(), KeyError::NonCanonical);
     }
 }
 
 #[test]
 fn a_preshared_key_of_zeros_is_rejected() {
-    assert_eq!(
-        PresharedKey::from_bytes([0; 32]).unwrap_err(),
-        KeyError::ZeroPsk
-    );
+    assert_eq!(PresharedKey::from_bytes([0; 32]).unwrap_err(), KeyError::ZeroPsk);
     let text = encode_upper(KeyKind::Preshared, &[0; 32]);
     assert_eq!(PresharedKey::parse(&text).unwrap_err(), KeyError::ZeroPsk);
 }
@@ -201,10 +133,7 @@ fn secrets_are_masked_wherever_they_are() {
     let line = format!("private_key = \"{secret}\"   # mine");
     let masked = mask_secrets(&line);
     assert_eq!(masked.chars().count(), line.chars().count());
-    assert_eq!(
-        masked,
-        format!("private_key = \"TLSECRET1{}\"   # mine", "*".repeat(58))
-    );
+    assert_eq!(masked, format!("private_key = \"TLSECRET1{}\"   # mine", "*".repeat(58)));
 
     for hidden in [
         PSK.trim().to_lowercase(),
@@ -216,16 +145,10 @@ fn secrets_are_masked_wherever_they_are() {
     ] {
         let masked = mask_secrets(&format!("a = '{hidden}'\nb = 2"));
         let tail = &hidden[hidden.len() - 20..];
-        assert!(
-            !masked.contains(tail) && masked.ends_with("'\nb = 2"),
-            "{masked}"
-        );
+        assert!(!masked.contains(tail) && masked.ends_with("'\nb = 2"), "{masked}");
     }
     assert_eq!(mask_secrets(PUBLIC), PUBLIC);
-    assert_eq!(
-        mask_secrets("/a/long/path/of/many/parts/and/no/secrets"),
-        "/a/long/path/of/many/parts/and/no/secrets"
-    );
+    assert_eq!(mask_secrets("/a/long/path/of/many/parts/and/no/secrets"), "/a/long/path/of/many/parts/and/no/secrets");
 }
 
 #[test]
@@ -234,40 +157,22 @@ fn files_are_written_once_and_for_the_owner_only() {
     let path = folder.path().join("a.key");
     let key = SecretKey::generate().unwrap();
     key.write_file(&path).unwrap();
-    assert_eq!(
-        fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
-        0o600
-    );
-    assert_eq!(
-        SecretKey::read_file(&path).unwrap().as_bytes(),
-        key.as_bytes()
-    );
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+    assert_eq!(SecretKey::read_file(&path).unwrap().as_bytes(), key.as_bytes());
 
-    let error = SecretKey::generate()
-        .unwrap()
-        .write_file(&path)
-        .unwrap_err();
+    let error = SecretKey::generate().unwrap().write_file(&path).unwrap_err();
     assert!(matches!(error, KeyFileError::Exists { .. }), "{error}");
-    assert_eq!(
-        SecretKey::read_file(&path).unwrap().as_bytes(),
-        key.as_bytes()
-    );
+    assert_eq!(SecretKey::read_file(&path).unwrap().as_bytes(), key.as_bytes());
 
     let nowhere = folder.path().join("no/such/folder.key");
-    assert!(matches!(
-        key.write_file(&nowhere),
-        Err(KeyFileError::Write { .. })
-    ));
+    assert!(matches!(key.write_file(&nowhere), Err(KeyFileError::Write { .. })));
 }
 
 #[test]
 fn comments_and_blank_lines_are_skipped() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.key");
-    for text in [
-        format!("# made for hq\r\n\r\n  {SECRET}\r\n\n#end"),
-        SECRET.trim().to_owned(),
-    ] {
+    for text in [format!("# made for hq\r\n\r\n  {SECRET}\r\n\n#end"), SECRET.trim().to_owned()] {
         fs::write(&path, text).unwrap();
         assert!(SecretKey::read_file(&path).is_ok());
     }
@@ -278,23 +183,13 @@ fn a_file_open_to_others_is_an_error_unless_its_key_is_published() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.key");
     SecretKey::generate().unwrap().write_file(&path).unwrap();
-    for (mode, fine) in [
-        (0o600, true),
-        (0o400, true),
-        (0o640, false),
-        (0o604, false),
-        (0o620, false),
-    ] {
+    for (mode, fine) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false), (0o620, false)] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         match SecretKey::read_file(&path) {
             Ok(_) => assert!(fine),
             Err(error) => {
                 assert!(!fine && matches!(error, KeyFileError::Exposed { .. }));
-                assert!(
-                    error
-                        .help()
-                        .contains(&format!("`chmod 600 {}`", path.display()))
-                );
+                assert!(error.help().contains(&format!("`chmod 600 {}`", path.display())));
             }
         }
     }
@@ -323,29 +218,18 @@ fn each_unusable_file_has_its_own_error_and_shows_nothing_of_its_content() {
     for (name, says) in [
         ("missing", "there is no such file"),
         ("empty", "empty:1: there is no key here"),
-        (
-            "cut",
-            "cut:1: this secret key (TLSECRET1…) is 60 characters long, not 67",
-        ),
+        ("cut", "cut:1: this secret key (TLSECRET1…) is 60 characters long, not 67"),
         ("two", "two:2: a second key"),
         ("large", "too large"),
         ("binary", "not text"),
-        (
-            "psk",
-            "psk:1: this is a preshared key (TLPSK1…); here a secret key (TLSECRET1…) belongs",
-        ),
+        ("psk", "psk:1: this is a preshared key (TLPSK1…); here a secret key (TLSECRET1…) belongs"),
         ("socket", "cannot read it"),
         (".", "not a regular file"),
     ] {
         let error = SecretKey::read_file(&at(name)).unwrap_err();
         assert!(error.to_string().contains(says), "{name}: {error}");
-        assert!(
-            error.to_string().contains(folder.path().to_str().unwrap()) && !error.help().is_empty()
-        );
-        assert!(
-            !shown(&error).contains(&secret[9..20]) && !shown(&error).contains(&PSK[6..20]),
-            "{error}"
-        );
+        assert!(error.to_string().contains(folder.path().to_str().unwrap()) && !error.help().is_empty());
+        assert!(!shown(&error).contains(&secret[9..20]) && !shown(&error).contains(&PSK[6..20]), "{error}");
     }
 }
 
@@ -354,10 +238,7 @@ fn a_pipe_does_not_make_us_wait() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    assert!(matches!(
-        SecretKey::read_file(&pipe),
-        Err(KeyFileError::NotAFile { .. })
-    ));
+    assert!(matches!(SecretKey::read_file(&pipe), Err(KeyFileError::NotAFile { .. })));
 }
 
 proptest! {

@@ -1,0 +1,44 @@
+//! `tieline check`: whether `up` would take a config file, and what the file says.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use super::{CheckArgs, Failure, print};
+use crate::config::{Config, Warning};
+
+pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
+    let (config, warnings) = Config::load(&args.file)?;
+    show_warnings(&warnings);
+    print(&summary(&config)?)
+}
+
+/// Prints warnings on standard error, for whoever loads a config.
+pub(crate) fn show_warnings(warnings: &[Warning]) {
+    for warning in warnings {
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
+}
+
+/// The link in four lines: enough to see that the two ends' files belong together.
+fn summary(config: &Config) -> Result<String, Failure> {
+    let (link, local, peer) = (&config.link, &config.local, &config.peer);
+    let mut text = format!("{}: fine\n", config.path.display());
+    let _ = write!(text, "  interface  {}", link.interface);
+    for address in &link.addresses {
+        let _ = write!(text, " {address}");
+    }
+    if !link.routes.is_empty() {
+        let routes: Vec<_> = link.routes.iter().map(ToString::to_string).collect();
+        let _ = write!(text, ", leads to {}", routes.join(" "));
+    }
+    let _ = write!(text, "\n  this end   {}", local.private_key.public()?);
+    if let Some(listen) = local.listen {
+        let _ = write!(text, ", listens at {listen}");
+    }
+    let _ = write!(text, "\n  other end  {}", peer.public_key);
+    match &peer.endpoint {
+        Some(endpoint) => _ = writeln!(text, ", called at {endpoint}"),
+        None => text.push_str(", calls us\n"),
+    }
+    Ok(text)
+}

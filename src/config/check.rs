@@ -1,0 +1,342 @@
+//! From what the file says to what it means: defaults, key files, and whether the values agree with each other.
+//!
+//! What this version cannot do yet is an error where the user would otherwise be misled about what happens to
+//! traffic, and a warning where the line merely does less.
+
+use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use toml::{Spanned, Value};
+
+use super::report::{Problem, Report, Source};
+use super::{Config, CryptoConfig, Endpoint, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
+use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
+
+/// Checks the whole file.
+pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, Vec<Report>), Report> {
+    let mut checker = Checker { source, warnings: Vec::new(), published: false };
+    checker.nothing_unsupported(&file)?;
+    let link = checker.link(&file)?;
+    let local = checker.local(&file)?;
+    let peer = checker.peer(&file)?;
+    checker.ends_differ(&file, &local, &peer)?;
+    checker.ends_can_meet(&file, &local, &peer)?;
+    checker.endpoint_is_outside(&file, &link, &peer);
+    let liveness_interval = match &file.liveness.interval {
+        Some(text) => checker.parsed(text, parse::interval)?,
+        None => Duration::from_secs(1),
+    };
+    let schema::Crypto { cipher, post_quantum, checksum } = file.crypto;
+    let config = Config {
+        name: source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        path: source.path.to_owned(),
+        link,
+        local,
+        peer,
+        crypto: CryptoConfig { cipher, post_quantum, checksum },
+        liveness_interval,
+    };
+    Ok((config, checker.warnings))
+}
+
+struct Checker<'a> {
+    source: &'a Source<'a>,
+    warnings: Vec<Report>,
+    /// Whether a published key has been met: one warning about them is enough.
+    published: bool,
+}
+
+impl Checker<'_> {
+    fn warn(&mut self, span: Range<usize>, what: impl Into<String>, help: impl Into<String>) {
+        self.warnings.push(self.source.at(span, Problem::new(what, help)));
+    }
+
+    /// An error at a place.
+    fn fail<T>(&self, span: Range<usize>, what: impl Into<String>, help: impl Into<String>) -> Result<T, Report> {
+        Err(self.source.at(span, Problem::new(what, help)))
+    }
+
+    /// Parses one value, putting what is wrong with it in its place.
+    fn parsed<T>(&self, text: &Spanned<String>, parse: fn(&str) -> Result<T, Problem>) -> Result<T, Report> {
+        parse(text.get_ref()).map_err(|problem| self.source.at(text.span(), problem))
+    }
+
+    /// Where a section begins, or the file if it has none.
+    fn at_section<T>(&self, section: Option<&Spanned<T>>, problem: Problem) -> Report {
+        match section {
+            Some(section) => self.source.at(section.span(), problem),
+            None => Report::of_file(self.source.path, problem),
+        }
+    }
+
+    fn missing<T>(&self, section: Option<&Spanned<T>>, key: &str, help: &str) -> Report {
+        self.at_section(section, Problem::new(format!("{key} is missing"), help))
+    }
+
+    /// Rejects what belongs to later versions; see the top of this file.
+    fn nothing_unsupported(&mut self, file: &schema::File) -> Result<(), Report> {
+        let not_yet = |span, what: &dyn Display| {
+            self.fail(span, format!("not supported by this version yet: {what}"), "take it out, or use a later version")
+        };
+        if let Some(link) = file.link.as_ref().map(Spanned::get_ref) {
+            if let Some(layer) = &link.layer
+                && *layer.get_ref() == schema::Layer::Ethernet
+            {
+                return not_yet(layer.span(), &"`layer = \"ethernet\"`");
+            }
+            if let Some(bridge) = &link.bridge {
+                return not_yet(bridge.span(), &"`bridge`");
+            }
+            for (flag, name) in [(&link.routes_follow, "routes_follow"), (&link.duplicate, "duplicate")] {
+                if let Some(flag) = flag
+                    && *flag.get_ref()
+                {
+                    return not_yet(flag.span(), &format_args!("`{name} = true`"));
+                }
+            }
+        }
+        if let Some(local) = file.local.as_ref().map(Spanned::get_ref) {
+            if let Some(mark) = &local.fwmark {
+                return not_yet(mark.span(), &"`fwmark`");
+            }
+            if let Some(dscp) = &local.dscp
+                && dscp.get_ref() != &Value::from("none")
+            {
+                return not_yet(dscp.span(), &"`dscp` other than \"none\"");
+            }
+        }
+        if let Some(path) = file.path.first() {
+            return not_yet(path.span(), &"`[[path]]`");
+        }
+        if let Some(hooks) = &file.hooks {
+            return not_yet(hooks.span(), &"`[hooks]`");
+        }
+        let carrier = file.link.as_ref().and_then(|link| link.get_ref().carrier.as_ref());
+        if let Some(carrier) = carrier
+            && *carrier.get_ref() == schema::Carrier::Peer
+        {
+            self.warn(
+                carrier.span(),
+                "carrier does not follow the peer in this version yet: the interface stays up",
+                "do not rely on it for failover; `carrier = \"always\"` says what happens",
+            );
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, file: &schema::File) -> Result<LinkConfig, Report> {
+        let nothing = schema::Link::default();
+        let link = file.link.as_ref().map_or(&nothing, Spanned::get_ref);
+        let interface = match &link.interface {
+            Some(text) => self.parsed(text, parse::interface)?,
+            None => "tl0".to_owned(),
+        };
+        let mtu = match &link.mtu {
+            Some(value) => parse::mtu(value.get_ref()).map_err(|problem| self.source.at(value.span(), problem))?,
+            None => Mtu::Auto,
+        };
+        let addresses = self.addresses(&link.address)?;
+        let routes = self.routes(&link.routes, &addresses)?;
+        if addresses.is_empty() && routes.is_empty() {
+            let problem = Problem::new(
+                "the link has neither an address nor a route: nothing will use it",
+                "write `address = [\"10.99.0.1/30\"]` in [link], the other end having 10.99.0.2/30",
+            );
+            self.warnings.push(self.at_section(file.link.as_ref(), problem));
+        }
+        Ok(LinkConfig { interface, addresses, routes, mtu, metric: link.metric })
+    }
+
+    fn addresses(&self, texts: &[Spanned<String>]) -> Result<Vec<IpNet>, Report> {
+        let mut addresses: Vec<IpNet> = Vec::new();
+        for text in texts {
+            let new = self.parsed(text, parse::address)?;
+            if let Some(old) = addresses.iter().find(|old| overlap(old, &new)) {
+                let what = match old.addr() == new.addr() {
+                    true => format!("`{new}` is the same address as `{old}`"),
+                    false => format!("`{new}` is in the same network as `{old}`"),
+                };
+                return self.fail(text.span(), what, "keep one of them, or take another network for one");
+            }
+            addresses.push(new);
+        }
+        Ok(addresses)
+    }
+
+    fn routes(&mut self, texts: &[Spanned<String>], addresses: &[IpNet]) -> Result<Vec<IpNet>, Report> {
+        let mut routes = Vec::new();
+        for text in texts {
+            let new = self.parsed(text, parse::route)?;
+            if routes.contains(&new) {
+                return self.fail(text.span(), format!("`{new}` is in the list already"), "take it out");
+            }
+            if let Some(own) = addresses.iter().find(|own| own.trunc().contains(&new)) {
+                let what = format!("`{new}` lies in the link's own network, that of its address `{own}`");
+                return self.fail(text.span(), what, "take it out: the link's own network is reached without a route");
+            }
+            if !addresses.is_empty() && !addresses.iter().any(|own| same_family(own, &new)) {
+                let family = if new.addr().is_ipv4() { "IPv4" } else { "IPv6" };
+                self.warn(
+                    text.span(),
+                    format!("the link has a route for {family} but no address of {family}"),
+                    format!(
+                        "add an {family} address, or packets of this machine itself go out under another interface's"
+                    ),
+                );
+            }
+            routes.push(new);
+        }
+        Ok(routes)
+    }
+
+    fn local(&mut self, file: &schema::File) -> Result<LocalConfig, Report> {
+        let section = file.local.as_ref();
+        let help = "write `private_key = \"FILE\"` in [local]; `tieline keygen --out FILE` makes the file";
+        let local = section.map(Spanned::get_ref);
+        let text = local.and_then(|local| local.private_key.as_ref());
+        let text = text.ok_or_else(|| self.missing(section, "`private_key` of [local]", help))?;
+        let private_key = self.key_file(text, "tieline keygen", SecretKey::read_file)?;
+        if private_key.is_published() {
+            self.warn_published(text.span(), "this end's key", "tieline keygen --out FILE");
+        }
+        let listen = local.and_then(|local| local.listen.as_ref());
+        let listen = listen.map(|text| self.parsed(text, parse::listen)).transpose()?;
+        Ok(LocalConfig { private_key, listen })
+    }
+
+    fn peer(&mut self, file: &schema::File) -> Result<PeerConfig, Report> {
+        let section = file.peer.as_ref();
+        let help = "write `public_key = \"tlpub1…\"` in [peer]: `tieline pubkey FILE` prints it at the other end";
+        let peer = section.map(Spanned::get_ref);
+        let text = peer.and_then(|peer| peer.public_key.as_ref());
+        let text = text.ok_or_else(|| self.missing(section, "`public_key` of [peer]", help))?;
+        let public_key: PublicKey = match text.get_ref().parse() {
+            Ok(key) => key,
+            Err(error) => return self.fail(text.span(), KeyError::to_string(&error), error.help()),
+        };
+        if public_key.is_published() {
+            self.warn_published(text.span(), "the peer's key", "tieline keygen --out FILE");
+        }
+        let endpoint = peer.and_then(|peer| peer.endpoint.as_ref());
+        let endpoint = endpoint.map(|text| self.parsed(text, parse::endpoint)).transpose()?;
+        let mut preshared_key = None;
+        if let Some(text) = peer.and_then(|peer| peer.preshared_key.as_ref()) {
+            let key = self.key_file(text, "tieline psk", PresharedKey::read_file)?;
+            if key.is_published() {
+                self.warn_published(text.span(), "the preshared key", "tieline psk --out FILE");
+            }
+            preshared_key = Some(key);
+        }
+        Ok(PeerConfig { public_key, endpoint, preshared_key })
+    }
+
+    /// Whoever has read the project's `keys/` folder can stand in for an end whose key is from there.
+    fn warn_published(&mut self, span: Range<usize>, which: &str, command: &str) {
+        if !std::mem::replace(&mut self.published, true) {
+            self.warn(
+                span,
+                format!("{which} is one of the example keys that tieline publishes: it protects nothing"),
+                format!("for anything but a try, make your own with `{command}`"),
+            );
+        }
+    }
+
+    /// Reads the key file that a value names, beside the config file. The value must not be a key itself.
+    fn key_file<K>(
+        &self,
+        text: &Spanned<String>,
+        command: &str,
+        read: fn(&Path) -> Result<K, KeyFileError>,
+    ) -> Result<K, Report> {
+        let (span, name) = (text.span(), text.get_ref());
+        let is_key = |prefix| name.trim_start().to_lowercase().starts_with(prefix);
+        if ["tlsecret1", "tlpsk1", "tlpub1"].into_iter().any(is_key) {
+            let help = format!("take the key out of this file; `{command} --out FILE` makes a key file: name that");
+            return self.fail(span, "this is a key itself; here the path of a key file belongs", help);
+        }
+        if name.is_empty() {
+            return self.fail(
+                span,
+                "the path is empty",
+                format!("name a file that `{command} --out FILE` has written"),
+            );
+        }
+        let path = self.source.path.parent().map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
+        read(&path).map_err(|error| self.source.at(span, Problem::new(error.to_string(), error.help())))
+    }
+
+    fn ends_differ(&self, file: &schema::File, local: &LocalConfig, peer: &PeerConfig) -> Result<(), Report> {
+        let span = file.peer.as_ref().and_then(|peer| peer.get_ref().public_key.as_ref()).map(Spanned::span);
+        let span = span.unwrap_or_default();
+        match local.private_key.public() {
+            Err(error) => self.fail(span, error.to_string(), error.help()),
+            Ok(own) if own == peer.public_key => self.fail(
+                span,
+                "this is this end's own public key; here the other end's belongs",
+                "put the line here that `tieline pubkey FILE` prints at the other end",
+            ),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Each end must be able to call or to be called, by addresses of one family.
+    fn ends_can_meet(&mut self, file: &schema::File, local: &LocalConfig, peer: &PeerConfig) -> Result<(), Report> {
+        if peer.endpoint.is_none() && local.listen.is_none_or(|listen| listen.port() == 0) {
+            let problem = Problem::new(
+                "this end has neither an endpoint to call nor a fixed port to be called at",
+                "write `endpoint` in [peer], or `listen = \"[::]:7311\"` in [local]",
+            );
+            let report = self.at_section(file.peer.as_ref(), problem);
+            self.warnings.push(report);
+        }
+        let endpoint = peer.endpoint.as_ref().and_then(ip_of);
+        let span = file.peer.as_ref().and_then(|peer| peer.get_ref().endpoint.as_ref()).map(Spanned::span);
+        if let (Some(listen), Some(endpoint), Some(span)) = (local.listen, endpoint, span)
+            && !can_send(listen, endpoint)
+        {
+            let what = format!("from `listen = \"{listen}\"` nothing can be sent to {endpoint}");
+            return self.fail(span, what, "let both be IPv4 or both IPv6; `listen = \"[::]:PORT\"` serves both");
+        }
+        Ok(())
+    }
+
+    /// A tunnel whose own datagrams are routed into it carries nothing.
+    fn endpoint_is_outside(&mut self, file: &schema::File, link: &LinkConfig, peer: &PeerConfig) {
+        let Some(ip) = peer.endpoint.as_ref().and_then(ip_of) else {
+            return;
+        };
+        let own = link.addresses.iter().map(IpNet::trunc);
+        let Some(net) = link.routes.iter().copied().chain(own).find(|net| net.contains(&ip)) else {
+            return;
+        };
+        let span = file.peer.as_ref().and_then(|peer| peer.get_ref().endpoint.as_ref()).map(Spanned::span);
+        self.warn(
+            span.unwrap_or_default(),
+            format!("{ip} lies in {net}, which is sent into the link: so would the link's own datagrams be"),
+            format!("make sure that there is a narrower route to {ip}, or take it out of what goes into the link"),
+        );
+    }
+}
+
+/// The endpoint's address, if it is one and not a name.
+fn ip_of(endpoint: &Endpoint) -> Option<IpAddr> {
+    let address = endpoint.host.split_once('%').map_or(endpoint.host.as_str(), |(address, _zone)| address);
+    address.parse().ok()
+}
+
+/// Whether a socket bound to `listen` can reach `ip`: `[::]` is the one that serves both families.
+fn can_send(listen: SocketAddr, ip: IpAddr) -> bool {
+    listen.is_ipv4() == ip.is_ipv4() || (listen.is_ipv6() && listen.ip().is_unspecified())
+}
+
+fn same_family(a: &IpNet, b: &IpNet) -> bool {
+    a.addr().is_ipv4() == b.addr().is_ipv4()
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.trunc().contains(&b.trunc()) || b.trunc().contains(&a.trunc())
+}

@@ -1,0 +1,182 @@
+//! The small languages inside config values: endpoints, durations, names, networks. One string in, one value out;
+//! whether values agree with each other is for [`super::check`].
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use toml::Value;
+
+use super::report::Problem;
+use super::{Endpoint, Mtu};
+
+/// `IFNAMSIZ` of Linux without its closing zero.
+const MAX_INTERFACE: usize = 15;
+
+/// What Linux takes as the name of an interface, except what would not be safe in a path or on a terminal.
+pub(super) fn interface(text: &str) -> Result<String, Problem> {
+    let bad = |what: String| Err(Problem::new(what, "take 1 to 15 letters, digits, `-`, `_` or `.`, such as `tl0`"));
+    let odd = |c: char| !c.is_ascii_graphic() || matches!(c, '/' | ':' | '%');
+    match text {
+        "" => bad("the interface's name is empty".into()),
+        "." | ".." | "all" | "default" => bad(format!("`{text}` cannot be the name of an interface")),
+        _ if text.len() > MAX_INTERFACE => bad(format!(
+            "`{text}` is {} bytes long: Linux allows {MAX_INTERFACE} in the name of an interface",
+            text.len()
+        )),
+        _ => match text.chars().find(|c| odd(*c)) {
+            Some(c) => bad(format!("an interface's name cannot have {c:?} in it")),
+            None => Ok(text.to_owned()),
+        },
+    }
+}
+
+/// `auto`, or 1280 (below which Linux takes IPv6 off an interface) to 9000.
+pub(super) fn mtu(value: &Value) -> Result<Mtu, Problem> {
+    let help = "write \"auto\" or a number from 1280 to 9000";
+    match value {
+        Value::String(text) if text == "auto" => Ok(Mtu::Auto),
+        Value::Integer(number) => match u16::try_from(*number) {
+            Ok(mtu @ 1280..=9000) => Ok(Mtu::Fixed(mtu)),
+            _ => Err(Problem::new(format!("an MTU of {number} is out of range"), help)),
+        },
+        _ => Err(Problem::new("this is not an MTU", help)),
+    }
+}
+
+/// A number and `ms`, `s` or `m`: 50 ms to 60 s.
+pub(super) fn interval(text: &str) -> Result<Duration, Problem> {
+    let help = "write a number and its unit, from \"50ms\" to \"60s\"";
+    let not_a_duration = || Problem::new(format!("`{text}` is not a duration"), help);
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(not_a_duration)?;
+    let (number, unit) = text.split_at(unit_at);
+    let milliseconds = match unit.trim() {
+        "ms" => 1.0,
+        "s" => 1e3,
+        "m" => 60e3,
+        _ => return Err(not_a_duration()),
+    } * number.parse::<f64>().map_err(|_| not_a_duration())?;
+    if !(50.0..=60e3).contains(&milliseconds) {
+        return Err(Problem::new(format!("an interval of {text} is out of range"), help));
+    }
+    Ok(Duration::from_secs_f64(milliseconds / 1e3))
+}
+
+/// `address:port` of this machine; port 0 means any.
+pub(super) fn listen(text: &str) -> Result<SocketAddr, Problem> {
+    let help = "write an address of this machine and a port, such as \"0.0.0.0:7311\", or \"[::]:7311\" for IPv4 and \
+                IPv6";
+    let address: SocketAddr =
+        text.parse().map_err(|_| Problem::new(format!("`{text}` is not an address and port"), help))?;
+    if address.ip().is_multicast() {
+        return Err(Problem::new(format!("`{text}` is a multicast address: it is not this machine's"), help));
+    }
+    Ok(address)
+}
+
+/// `host:port`, `address:port` or `[address]:port`. A name is not looked up.
+pub(super) fn endpoint(text: &str) -> Result<Endpoint, Problem> {
+    let help = "write host and port, such as \"branch.example.net:7311\", \"203.0.113.7:7311\" or \
+                \"[2001:db8::7]:7311\"";
+    let bad = |what: String| Problem::new(what, help);
+    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, tail)) => (host, tail.strip_prefix(':')),
+        None if text.parse::<Ipv6Addr>().is_ok() => {
+            return Err(Problem::new(
+                format!("`{text}` is an IPv6 address without brackets"),
+                "write brackets around it and the port behind: \"[2001:db8::7]:7311\"",
+            ));
+        }
+        None => match text.rsplit_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        },
+    };
+    let port = port.ok_or_else(|| bad(format!("`{text}` has no port")))?;
+    let port = match port.parse::<u16>() {
+        Ok(port @ 1..) if !text.ends_with(|c: char| !c.is_ascii_digit()) && !text.contains("+") => port,
+        _ => return Err(bad(format!("`{port}` is not a port: ports are 1 to 65535"))),
+    };
+    let well_formed = if text.starts_with('[') { is_ipv6(host) } else { is_ipv4_or_name(host) };
+    if !well_formed {
+        return Err(bad(format!("`{host}` is not a host name or address")));
+    }
+    if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified() || ip.is_multicast()) {
+        return Err(bad(format!("`{host}` is not the address of any one machine")));
+    }
+    Ok(Endpoint { host: host.to_owned(), port })
+}
+
+/// An IPv6 address, with `%interface` if it is link-local.
+fn is_ipv6(host: &str) -> bool {
+    let (address, zone) = host.split_once('%').map_or((host, None), |(address, zone)| (address, Some(zone)));
+    let zone_fits = |ip: Ipv6Addr| zone.is_none_or(|zone| ip.is_unicast_link_local() && interface(zone).is_ok());
+    address.parse().is_ok_and(zone_fits)
+}
+
+/// A host name (RFC 1123 §2.1, and `_`, which some have). What ends in a number is an IPv4 address or nothing.
+fn is_ipv4_or_name(host: &str) -> bool {
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let label = |label: &str| {
+        let inside = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (1..=63).contains(&label.len()) && label.bytes().all(inside) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    match name.rsplit('.').next() {
+        Some(last) if last.bytes().all(|b| b.is_ascii_digit()) => host.parse::<std::net::Ipv4Addr>().is_ok(),
+        _ => name.len() <= 253 && name.split('.').all(label),
+    }
+}
+
+/// An address of an interface with its prefix length; host bits are kept.
+pub(super) fn address(text: &str) -> Result<IpNet, Problem> {
+    let network = network_of(text, if text.contains(':') { "/126" } else { "/30" })?;
+    let (ip, prefix) = (network.addr(), network.prefix_len());
+    if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || prefix == 0 {
+        return Err(Problem::new(
+            format!("`{text}` cannot be the address of an interface"),
+            "take a private address that neither site uses, such as \"10.99.0.1/30\"",
+        ));
+    }
+    // IPv4 keeps the first and last address of a network for itself, except in /31 (RFC 3021) and /32.
+    if let IpNet::V4(v4) = network
+        && prefix < 31
+        && (ip == network.network() || ip == network.broadcast())
+    {
+        let which = if ip == network.network() { "network's own" } else { "broadcast" };
+        let first = v4.hosts().next().unwrap_or(v4.addr());
+        return Err(Problem::new(
+            format!("`{text}` is the {which} address, not a host's"),
+            format!("take a host's address, such as \"{first}/{prefix}\""),
+        ));
+    }
+    Ok(network)
+}
+
+/// A network to route; host bits are an error.
+pub(super) fn route(text: &str) -> Result<IpNet, Problem> {
+    let network = network_of(text, if text.contains(':') { "/128" } else { "/32" })?;
+    if network != network.trunc() {
+        return Err(Problem::new(
+            format!("`{text}` is a host in a network, not a network"),
+            format!(
+                "write \"{}\" for the network, or \"{}\" for the host",
+                network.trunc(),
+                IpNet::from(network.addr())
+            ),
+        ));
+    }
+    Ok(network)
+}
+
+/// `address/prefix`; `usual` is suggested where the prefix is missing.
+fn network_of(text: &str, usual: &str) -> Result<IpNet, Problem> {
+    if text.parse::<IpAddr>().is_ok() {
+        return Err(Problem::new(format!("`{text}` has no prefix length"), format!("write it as \"{text}{usual}\"")));
+    }
+    text.parse().map_err(|_| {
+        Problem::new(
+            format!("`{text}` is not an address with a prefix length"),
+            "write it like \"10.99.0.1/30\" or \"fd99::1/126\"",
+        )
+    })
+}

@@ -1,0 +1,107 @@
+//! The shape of the file: which keys there are and of what type, each with its place. Nothing is judged here.
+//!
+//! All keys of the contract are here, also those whose feature is still to come: [`super::check`] says so where one
+//! of them would change what happens to traffic.
+
+use serde::Deserialize;
+use toml::{Spanned, Value};
+
+/// The whole file.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct File {
+    pub link: Option<Spanned<Link>>,
+    pub local: Option<Spanned<Local>>,
+    pub peer: Option<Spanned<Peer>>,
+    pub crypto: Crypto,
+    pub liveness: Liveness,
+    pub path: Vec<Spanned<Path>>,
+    pub hooks: Option<Spanned<Hooks>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Link {
+    pub interface: Option<Spanned<String>>,
+    pub address: Vec<Spanned<String>>,
+    pub routes: Vec<Spanned<String>>,
+    pub mtu: Option<Spanned<Value>>,
+    pub layer: Option<Spanned<Layer>>,
+    pub bridge: Option<Spanned<String>>,
+    pub carrier: Option<Spanned<Carrier>>,
+    pub metric: Option<u32>,
+    pub routes_follow: Option<Spanned<bool>>,
+    pub duplicate: Option<Spanned<bool>>,
+}
+
+#[derive(Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Layer {
+    Ip,
+    Ethernet,
+}
+
+#[derive(Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Carrier {
+    Peer,
+    Always,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Local {
+    pub private_key: Option<Spanned<String>>,
+    pub listen: Option<Spanned<String>>,
+    pub fwmark: Option<Spanned<u32>>,
+    pub dscp: Option<Spanned<Value>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Peer {
+    pub public_key: Option<Spanned<String>>,
+    pub endpoint: Option<Spanned<String>>,
+    pub preshared_key: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Crypto {
+    pub cipher: super::CipherChoice,
+    pub post_quantum: bool,
+    pub checksum: super::Checksum,
+}
+
+impl Default for Crypto {
+    fn default() -> Self {
+        Self { cipher: super::CipherChoice::Auto, post_quantum: true, checksum: super::Checksum::Partial }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Liveness {
+    pub interval: Option<Spanned<String>>,
+}
+
+/// Its fields are read for their types only, until there is more than one path.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+#[expect(dead_code, reason = "a file with a [[path]] is rejected until there is more than one path")]
+pub(super) struct Path {
+    pub name: Option<String>,
+    pub interface: Option<String>,
+    pub local: Option<String>,
+    pub endpoint: Option<String>,
+    pub priority: Option<u32>,
+}
+
+/// Its fields are read for their types only, until there are hooks.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+#[expect(dead_code, reason = "a file with [hooks] is rejected until there are hooks")]
+pub(super) struct Hooks {
+    pub up: Option<Vec<String>>,
+    pub down: Option<Vec<String>>,
+}

@@ -1,0 +1,274 @@
+//! Every error and warning as the user sees it, to the character, and what a good file means.
+
+use super::*;
+
+/// Paths are as the tests see them: from the crate's root. The key files are the published ones.
+const PATH: &str = "keys/hq.toml";
+
+const BASE: &str = r#"[link]
+address = ["10.99.0.1/30", "fd99::1/126"]
+routes = ["192.168.20.0/24"]
+
+[local]
+private_key = "hq.key"
+listen = "[::]:7311"
+
+[peer]
+public_key = "tlpub1f6v7jvu6d0r2fxkwddz7dme4spdfjd0jyd2tccm2wy6d277nz9qqfcs5y9"
+"#;
+
+fn from_text(text: &str) -> Result<(Config, Vec<Warning>), ConfigError> {
+    Config::from_text(Path::new(PATH), text)
+}
+
+/// The base with one part exchanged.
+fn with(old: &str, new: &str) -> Result<(Config, Vec<Warning>), ConfigError> {
+    assert_eq!(BASE.matches(old).count(), 1, "{old}");
+    from_text(&BASE.replace(old, new))
+}
+
+fn good(old: &str, new: &str) -> Config {
+    with(old, new).unwrap_or_else(|error| panic!("{new}: {error}")).0
+}
+
+/// `cases.txt`: what is exchanged in the base, `---`, for what, `>>>`, what the user then sees; `===` between cases.
+/// The warning that all have because the base has a published key is left out.
+#[test]
+fn each_mistake_is_shown_as_in_cases_txt() {
+    for case in include_str!("cases.txt").trim_end().split("\n===\n") {
+        let (old, rest) = case.split_once("\n---\n").unwrap();
+        let (new, expected) = rest.split_once("\n>>>\n").unwrap();
+        let shown = match with(old, new) {
+            Err(error) => format!("error: {error}"),
+            Ok((_, warnings)) => {
+                let warnings = warnings.iter().map(|warning| format!("warning: {warning}"));
+                warnings.filter(|text| !text.contains("tieline publishes")).collect()
+            }
+        };
+        assert_eq!(shown, expected, "in the case of\n{new}");
+    }
+}
+
+#[test]
+fn a_small_file_has_the_defaults() {
+    let (config, warnings) = from_text(BASE).unwrap();
+    assert_eq!(config.name, "hq");
+    assert_eq!(config.path, Path::new(PATH));
+    assert_eq!(
+        config.link,
+        LinkConfig {
+            interface: "tl0".into(),
+            addresses: vec!["10.99.0.1/30".parse().unwrap(), "fd99::1/126".parse().unwrap()],
+            routes: vec!["192.168.20.0/24".parse().unwrap()],
+            mtu: Mtu::Auto,
+            metric: None,
+        }
+    );
+    assert_eq!(config.local.listen, Some("[::]:7311".parse().unwrap()));
+    assert!(config.peer.endpoint.is_none() && config.peer.preshared_key.is_none());
+    let (cipher, checksum) = (CipherChoice::Auto, Checksum::Partial);
+    assert_eq!(config.crypto, CryptoConfig { cipher, post_quantum: true, checksum });
+    assert_eq!(config.liveness_interval, Duration::from_secs(1));
+
+    let [published] = &warnings[..] else { panic!("{warnings:?}") };
+    assert_eq!(
+        published.to_string(),
+        "this end's key is one of the example keys that tieline publishes: it protects nothing
+  --> keys/hq.toml:6:15
+   |
+6  | private_key = \"hq.key\"
+   |               ^^^^^^^^
+help: for anything but a try, make your own with `tieline keygen --out FILE`"
+    );
+}
+
+#[test]
+fn a_full_file_of_the_contract_is_read() {
+    let text = r#"
+[link]
+interface = "hq-branch"
+address = ["10.99.0.1/32", "10.99.1.0/31", "fd99::1/128"]
+routes = ["0.0.0.0/0", "192.168.0.0/16", "192.168.20.0/24", "::/0"]
+mtu = 1420
+layer = "ip"
+carrier = "always"
+metric = 100
+routes_follow = false
+duplicate = false
+
+[local]
+private_key = "hq.key"
+listen = "0.0.0.0:7311"
+dscp = "none"
+
+[peer]
+public_key = "tlpub1f6v7jvu6d0r2fxkwddz7dme4spdfjd0jyd2tccm2wy6d277nz9qqfcs5y9"
+endpoint = "branch.example.net:7311"
+preshared_key = "hq-branch.psk"
+
+[crypto]
+cipher = "chacha20-poly1305"
+post_quantum = false
+checksum = "full"
+
+[liveness]
+interval = "500ms"
+"#;
+    let (config, warnings) = from_text(text).unwrap();
+    assert_eq!(warnings.len(), 1, "one warning about published keys is enough: {warnings:?}");
+    assert_eq!(config.link.interface, "hq-branch");
+    assert_eq!((config.link.addresses.len(), config.link.routes.len()), (3, 4));
+    assert_eq!((config.link.mtu, config.link.metric), (Mtu::Fixed(1420), Some(100)));
+    assert_eq!(config.peer.endpoint.as_ref().unwrap().to_string(), "branch.example.net:7311");
+    let (cipher, checksum) = (CipherChoice::ChaCha20Poly1305, Checksum::Full);
+    assert_eq!(config.crypto, CryptoConfig { cipher, post_quantum: false, checksum });
+    assert_eq!(config.liveness_interval, Duration::from_millis(500));
+
+    let shown = format!("{config:?}");
+    assert!(shown.contains("SecretKey(redacted)") && shown.contains("PresharedKey(redacted)"));
+    assert!(!shown.to_uppercase().contains("TLSECRET1") && !shown.to_uppercase().contains("TLPSK1"));
+}
+
+#[test]
+fn endpoints_are_read_and_written_back() {
+    for text in [
+        "branch.example.net:7311",
+        "branch.example.net.:1",
+        "branch:65535",
+        "my_box.lan:7311",
+        "4ever.example:7311",
+        "203.0.113.7:7311",
+        "[2001:db8::7]:7311",
+        "[fe80::7%eth0]:7311",
+    ] {
+        assert_eq!(parse::endpoint(text).unwrap().to_string(), text);
+    }
+    let long_label = format!("{}.net:1", "a".repeat(64));
+    let long_name = format!("{}net:1", "abcdefg.".repeat(32));
+    for text in [
+        "",
+        ":",
+        ":7311",
+        "branch:",
+        "branch:+7311",
+        "branch:-1",
+        "branch: 7311",
+        "branch:7311 ",
+        "-branch:1",
+        "a..b:1",
+        "1.2.3:1",
+        "[]:1",
+        "[::1]",
+        "[::1]7311",
+        "[::1:7311",
+        "[1.2.3.4]:1",
+        "[2001:db8::7%eth0]:1",
+        "[fe80::7%]:1",
+        "0.0.0.0:1",
+        "239.0.0.1:1",
+        "http://branch:80",
+        &long_label,
+        &long_name,
+    ] {
+        assert!(parse::endpoint(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn intervals_are_read() {
+    for (text, milliseconds) in
+        [("50ms", 50), ("1s", 1000), ("1.5s", 1500), ("0.05s", 50), ("60s", 60_000), ("1m", 60_000), ("2 s", 2000)]
+    {
+        assert_eq!(parse::interval(text).unwrap(), Duration::from_millis(milliseconds), "{text}");
+    }
+    for text in [
+        "",
+        "1",
+        "s",
+        "-1s",
+        "1h",
+        "49ms",
+        "61s",
+        "1.1m",
+        "inf",
+        "infs",
+        "nan",
+        "NaNs",
+        "1e3ms",
+        "1..5s",
+        "9999999999999999999999s",
+        "１s",
+    ] {
+        assert!(parse::interval(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn tables_may_be_written_any_way_toml_has() {
+    let config =
+        good("[link]\naddress = [\"10.99.0.1/30\", \"fd99::1/126\"]\nroutes", "link.interface = 'x'\nlink.routes");
+    assert_eq!(config.link.interface, "x");
+    assert_eq!(config.link.routes.len(), 1);
+    assert_eq!(good("[link]", "crypto = { cipher = \"aes-256-gcm\" }\n[link]").crypto.cipher, CipherChoice::Aes256Gcm);
+}
+
+#[test]
+fn a_key_file_open_to_others_is_an_error_that_says_chmod() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let (config, key) = (folder.path().join("hq.toml"), folder.path().join("hq.key"));
+    SecretKey::generate().unwrap().write_file(&key).unwrap();
+    fs::write(&config, BASE).unwrap();
+    assert!(Config::load(&config).unwrap().1.is_empty());
+
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let error = Config::load(&config).unwrap_err().to_string();
+    assert!(error.contains("others than its owner can open this key file (mode 0644)"), "{error}");
+    assert!(error.contains("hq.toml:6:15\n"), "{error}");
+    assert!(error.contains(&format!("help: run `chmod 600 {}`", key.display())), "{error}");
+}
+
+#[test]
+fn a_file_that_is_no_config_is_an_error_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("binary"), [0xff, 0xfe, 0]).unwrap();
+    fs::write(at("large"), "#".repeat(300_000)).unwrap();
+    nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for (name, what) in [
+        ("missing.toml", "there is no such config file"),
+        ("binary", "the file is not text (UTF-8)"),
+        ("large", "the file is too large for a config"),
+        ("pipe", "this is not a regular file"),
+        (".", "this is not a regular file"),
+    ] {
+        let error = Config::load(&at(name)).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{what}\n  --> {}\nhelp: ", at(name).display())), "{error}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_does_not_shift_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hq.toml");
+    fs::write(&path, "\u{feff}[lonk]").unwrap();
+    let error = Config::load(&path).unwrap_err().to_string();
+    assert!(error.contains("hq.toml:1:2\n"), "{error}");
+}
+
+#[test]
+fn what_is_in_a_file_cannot_drive_the_terminal() {
+    let error = with("\"10.99.0.1/30\"", r#""\u001b[2J", "\u009b""#).unwrap_err().to_string();
+    assert!(!error.chars().any(|c| c.is_control() && c != '\n'), "{error:?}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC*", at in 0..BASE.len(), junk in "[\\[\\]\"'=.,0-9a-z\\n]{0,6}") {
+        let _ = from_text(&text);
+        let mut changed = BASE.to_owned();
+        changed.insert_str(at, &junk);
+        let _ = from_text(&changed);
+        let _ = (parse::endpoint(&text), parse::interval(&text), parse::address(&text), parse::route(&text));
+    }
+}
