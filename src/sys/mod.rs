@@ -8,6 +8,7 @@ pub mod clock;
 mod cmsg;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod timer;
 pub mod tun;
 pub mod udp;
 pub mod wake;
