@@ -236,7 +236,10 @@ mod tests {
                 match message {
                     // What follows is padding, or unknown.
                     Message::Probe { .. } | Message::Unknown(_) => {}
-                    message => prop_assert_eq!(Message::parse(&message.encode()), Ok(message)),
+                    message => {
+                        let again = message.encode();
+                        prop_assert_eq!(Message::parse(&again), Ok(message));
+                    }
                 }
             }
         }

@@ -33,6 +33,9 @@ pub trait KemKey: Send {
     fn decapsulate(&self, ct: &[u8; KEM_CT]) -> Result<Secret, CryptoFailure>;
 }
 
+/// A decapsulation key, and the encapsulation key that goes to the peer.
+pub type KemPair = (Box<dyn KemKey>, Box<[u8; KEM_EK]>);
+
 /// Where keys, nonces and tokens come from.
 ///
 /// ML-KEM belongs here because aws-lc-rs draws its own randomness for it: a test gives a deterministic one.
@@ -47,7 +50,7 @@ pub trait Entropy: Send {
     ///
     /// # Errors
     /// [`CryptoFailure`] where the primitive itself fails.
-    fn kem_generate(&mut self) -> Result<(Box<dyn KemKey>, Box<[u8; KEM_EK]>), CryptoFailure>;
+    fn kem_generate(&mut self) -> Result<KemPair, CryptoFailure>;
 
     /// Encapsulates to `ek`: the ciphertext and the shared secret.
     ///

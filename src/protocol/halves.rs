@@ -156,7 +156,7 @@ const MOVED_SPACING: Duration = Duration::from_millis(200);
 /// The ingress half: opens what comes, and sorts it.
 pub struct Receiver {
     key: MacKey,
-    sessions: Vec<Box<Opening>>,
+    sessions: Vec<Opening>,
     current: Option<u32>,
     path: Option<Path>,
     levels: Arc<Levels>,
@@ -186,7 +186,7 @@ impl Receiver {
         match update {
             IngressUpdate::Install(opening) => {
                 self.sessions.retain(|s| s.index != opening.index);
-                self.sessions.push(opening);
+                self.sessions.push(*opening);
             }
             IngressUpdate::Remove(index) => self.sessions.retain(|s| s.index != index),
             IngressUpdate::Current { session, path } => (self.current, self.path) = (session, path),

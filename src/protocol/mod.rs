@@ -1,4 +1,17 @@
-//! The protocol, sans-IO.
+//! The tieline protocol, version 1, without IO: no clock, no socket, no thread, no randomness of its own. Time and
+//! entropy come in as arguments. `docs/PROTOCOL.md` is the text; this is its code.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`wire`], [`control`] | the datagrams and the control messages by the byte |
+//! | [`constants`] | every number, in one place |
+//! | [`crypto`], [`handshake`] | the primitives (aws-lc-rs) and the Noise handshake (snow) |
+//! | [`session`], [`halves`] | keys split into a sealing and an opening half, each owned by one packet loop |
+//! | [`levels`] | counters that loops write and the engine reads |
+//! | [`link`] | the engine: one end of a link |
+//!
+//! Two ends in one process, in virtual time, are shown by `examples/in_memory.rs`.
+
 mod admission;
 pub mod constants;
 pub mod control;
@@ -18,6 +31,7 @@ mod slots;
 mod time;
 pub mod wire;
 
+pub use constants::{HEADER, TAG};
 pub use halves::{EgressUpdate, IngressUpdate, Input, Notice, Path, Received, Receiver, Sender, Small, SocketId};
 pub use link::{Event, Link, Output, Params, Transmit};
 pub use time::Time;

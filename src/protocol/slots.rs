@@ -75,6 +75,8 @@ pub struct Session {
     pub orphaned: Option<Time>,
     /// The rekey this end started under it.
     pub exchange: Option<Exchange>,
+    /// This end could not start one: the session runs to its stop.
+    pub rekey_failed: bool,
     /// The rekey the peer started under it.
     pub answer: Option<Answer>,
 }
@@ -83,6 +85,11 @@ impl Session {
     /// Whether `other` stems from the same cold open.
     pub fn same_family(&self, other: &Session) -> bool {
         Arc::ptr_eq(&self.agreed.lanes, &other.agreed.lanes)
+    }
+
+    /// One exchange a starter and parent.
+    pub fn may_start_rekey(&self) -> bool {
+        self.exchange.is_none() && !self.rekey_failed
     }
 
     fn unconfirmed_until(&self) -> Option<Time> {

@@ -6,6 +6,8 @@
 
 pub mod clock;
 mod cmsg;
+pub mod netlink;
+pub mod netns;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod timer;

@@ -231,6 +231,12 @@ pub struct Status {
     pub rx_loss: Option<f64>,
 }
 
+/// Whether the data lane is idle: what it had sealed when last looked at, the empty datagram asked for then included.
+struct Keepalive {
+    checked: Time,
+    sealed: u64,
+}
+
 /// A link being closed.
 struct Closing {
     goodbyes_left: u8,
@@ -265,7 +271,7 @@ pub struct Link {
     paths: Paths,
     report_at: Option<Time>,
     last_report: Option<Time>,
-    keepalive: (Time, u64),
+    keepalive: Keepalive,
     closing: Option<Closing>,
 }
 
@@ -312,7 +318,7 @@ impl Link {
             paths: Paths::default(),
             report_at: None,
             last_report: None,
-            keepalive: (now, 0),
+            keepalive: Keepalive { checked: now, sealed: 0 },
             closing: None,
         };
         Ok((link, sender, receiver))

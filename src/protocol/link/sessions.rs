@@ -1,6 +1,6 @@
 //! Sessions from birth to use: how they are made, established and put in their slots, and the rekeys under them.
 
-use super::{Event, Link, Output};
+use super::{Event, Keepalive, Link, Output};
 use crate::protocol::{
     Time,
     constants::*,
@@ -58,6 +58,7 @@ impl Link {
             first_opened: None,
             orphaned: None,
             exchange: None,
+            rekey_failed: false,
             answer: None,
         })
     }
@@ -132,7 +133,7 @@ impl Link {
         self.outputs.push_back(Output::Egress(EgressUpdate::Session(sealer)));
         self.announce_current();
         self.outputs.push_back(Output::Egress(EgressUpdate::Keepalive));
-        self.keepalive = (now, 0);
+        self.keepalive = Keepalive { checked: now, sealed: 1 };
         self.event(event);
     }
 
@@ -163,7 +164,7 @@ impl Link {
 
     /// When `cur` is old enough for this end to start.
     fn rekey_start(&self) -> Option<Time> {
-        let cur = self.slots.cur.as_ref().filter(|cur| cur.exchange.is_none())?;
+        let cur = self.slots.cur.as_ref().filter(|cur| cur.may_start_rekey())?;
         let times = self.params.rekey;
         if cur.initiator {
             Some(cur.established + times.initiator)
@@ -175,7 +176,7 @@ impl Link {
     /// Whether `cur` has sealed so much that this end should start: half its limit at the initiator, three quarters at
     /// the responder. Looked at with each Report: even 100 Gbit/s take minutes from there to the limit.
     fn worn(&self) -> bool {
-        let Some(cur) = self.slots.cur.as_ref().filter(|cur| cur.exchange.is_none()) else {
+        let Some(cur) = self.slots.cur.as_ref().filter(|cur| cur.may_start_rekey()) else {
             return false;
         };
         let quarters = if cur.initiator { 2 } else { 3 };
@@ -209,7 +210,12 @@ impl Link {
                 }
                 self.send_exchange(now, parent);
             }
-            Err(error) => self.event(Event::RekeyFailed(error.reason())),
+            Err(error) => {
+                if let Some(parent) = self.slots.parent_mut(parent) {
+                    parent.rekey_failed = true;
+                }
+                self.event(Event::RekeyFailed(error.reason()));
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The line in use: control messages, Reports and liveness, where the peer is, and the end of it all.
 
-use super::{DownCause, Event, Link, Output};
+use super::{DownCause, Event, Keepalive, Link, Output};
 use crate::protocol::{
     Time,
     constants::*,
@@ -159,7 +159,7 @@ impl Link {
     }
 
     pub(super) fn next_keepalive(&self) -> Option<Time> {
-        self.slots.cur.as_ref().map(|_| self.keepalive.0 + KEEPALIVE)
+        self.slots.cur.as_ref().map(|_| self.keepalive.checked + KEEPALIVE)
     }
 
     /// An empty datagram on a lane that sealed nothing since this was last looked at.
@@ -168,10 +168,11 @@ impl Link {
             return;
         };
         let sealed = cur.levels.sealed.get();
-        if sealed == self.keepalive.1 {
+        let idle = sealed == self.keepalive.sealed;
+        if idle {
             self.outputs.push_back(Output::Egress(EgressUpdate::Keepalive));
         }
-        self.keepalive = (now, sealed);
+        self.keepalive = Keepalive { checked: now, sealed: sealed + u64::from(idle) };
     }
 
     /// The newest datagram of `cur` came from or to another address than the one in use.
