@@ -10,6 +10,7 @@ pub mod netlink;
 pub mod netns;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod timer;
 pub mod tun;
 pub mod udp;
 pub mod wake;
