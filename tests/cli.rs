@@ -7,6 +7,7 @@ fn commands_say_what_they_should() {
     trycmd::TestCases::new()
         .env("TIELINE_LOG", "")
         .env("NO_COLOR", "1")
+        .env("TIELINE_RUN_DIR", "no-such-folder")
         .case("tests/cmd/*.trycmd")
         .case("tests/cmd/*.toml");
 }

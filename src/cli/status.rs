@@ -103,7 +103,8 @@ fn show(status: &Status) -> String {
     match &status.session {
         Some(session) => {
             let kind = if session.post_quantum { "post-quantum" } else { "not post-quantum" };
-            let _ = write!(text, "{}, {kind}, epoch {}, {:.0} s old", session.cipher, session.epoch, session.age_s);
+            let _ =
+                write!(text, "{}, {kind}, epoch {}, {} s old", session.cipher, session.epoch, session.age_s.floor());
         }
         None => text += "none",
     }

@@ -14,13 +14,26 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
-/// A name is looked up again this long after its last answer.
-const REFRESH: Duration = Duration::from_secs(300);
-/// The first pause after a failure; it doubles up to [`RETRY_MAX`].
-const RETRY_MIN: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Lookups are at least this far apart, whoever asks for them.
-const SPACING: Duration = Duration::from_secs(5);
+/// How often a name is looked up.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// So long after its last answer, …
+    refresh: Duration,
+    /// … or when somebody asks for it, but not sooner than this.
+    spacing: Duration,
+    /// The first pause after a failure; it doubles …
+    retry_min: Duration,
+    /// … up to this.
+    retry_max: Duration,
+}
+
+const PACE: Pace = Pace {
+    refresh: Duration::from_secs(300),
+    spacing: Duration::from_secs(5),
+    retry_min: Duration::from_secs(1),
+    retry_max: Duration::from_secs(30),
+};
+
 /// A name that does not resolve is in the log this often at most.
 const COMPLAIN: Duration = Duration::from_secs(60);
 
@@ -70,7 +83,11 @@ impl Resolver {
                     let _ = tell.try_send(vec![address]); // there is room for one
                     None
                 }
-                Err(_) => Some(tokio::spawn(keep_looking(endpoint.clone(), families, tell, again.clone()))),
+                Err(_) => {
+                    let asked = endpoint.clone();
+                    let look = move || look_up(asked.clone(), families);
+                    Some(tokio::spawn(keep_looking(endpoint.clone(), look, PACE, tell, again.clone())))
+                }
             },
         };
         Resolver { found, again, task }
@@ -98,14 +115,21 @@ impl Drop for Resolver {
     }
 }
 
-async fn keep_looking(endpoint: Endpoint, families: Families, tell: mpsc::Sender<Vec<SocketAddr>>, again: Arc<Notify>) {
+/// Looks for ever, and tells each answer that differs from the one before.
+async fn keep_looking<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
+    endpoint: Endpoint,
+    mut look: impl FnMut() -> F,
+    pace: Pace,
+    tell: mpsc::Sender<Vec<SocketAddr>>,
+    again: Arc<Notify>,
+) {
     let mut known = Vec::new();
-    let mut retry = RETRY_MIN;
+    let mut retry = pace.retry_min;
     let mut complaint: Option<Instant> = None;
     loop {
-        match look_up(&endpoint, families).await {
+        match look().await {
             Ok(addresses) => {
-                retry = RETRY_MIN;
+                retry = pace.retry_min;
                 if addresses != known {
                     debug!("{endpoint} is at {}", listed(&addresses));
                     known.clone_from(&addresses);
@@ -113,9 +137,9 @@ async fn keep_looking(endpoint: Endpoint, families: Families, tell: mpsc::Sender
                         return; // nobody listens any more
                     }
                 }
-                sleep(SPACING).await;
+                sleep(pace.spacing).await;
                 tokio::select! {
-                    () = sleep(REFRESH - SPACING) => {}
+                    () = sleep(pace.refresh.saturating_sub(pace.spacing)) => {}
                     () = again.notified() => {}
                 }
             }
@@ -125,13 +149,13 @@ async fn keep_looking(endpoint: Endpoint, families: Families, tell: mpsc::Sender
                     warn!("cannot look up {endpoint}: {error}; trying again");
                 }
                 sleep(retry).await;
-                retry = (retry * 2).min(RETRY_MAX);
+                retry = (retry * 2).min(pace.retry_max);
             }
         }
     }
 }
 
-async fn look_up(endpoint: &Endpoint, families: Families) -> io::Result<Vec<SocketAddr>> {
+async fn look_up(endpoint: Endpoint, families: Families) -> io::Result<Vec<SocketAddr>> {
     // getaddrinfo also turns the zone of a link-local address into its scope.
     let found: Vec<SocketAddr> = lookup_host((endpoint.host.as_str(), endpoint.port)).await?.collect();
     let usable = usable(&found, families);
@@ -171,6 +195,7 @@ pub(super) fn listed(addresses: &[SocketAddr]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::{Ready, ready};
 
     fn addresses(text: &str) -> Vec<SocketAddr> {
         text.split_whitespace().map(|word| word.parse().unwrap()).collect()
@@ -205,6 +230,57 @@ mod tests {
         assert_eq!(resolver.next().await, addresses("192.0.2.7:7311"));
         let more = tokio::time::timeout(Duration::from_millis(10), resolver.next()).await;
         assert!(more.is_err(), "an address does not change");
+    }
+
+    /// What a name server says to one question after the other, the last for ever.
+    fn answers(texts: &[&'static str]) -> impl FnMut() -> Ready<io::Result<Vec<SocketAddr>>> {
+        let mut texts: Vec<_> = texts.iter().rev().copied().collect();
+        move || {
+            let text = if texts.len() > 1 { texts.pop() } else { texts.first().copied() };
+            ready(match text.unwrap() {
+                "" => Err(io::ErrorKind::NotFound.into()),
+                text => Ok(addresses(text)),
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn failures_are_tried_again_and_only_news_is_told() {
+        let ms = Duration::from_millis;
+        let pace = Pace { refresh: ms(4), spacing: ms(1), retry_min: ms(1), retry_max: ms(3) };
+        let answers = answers(&["", "", "", "192.0.2.1:1", "192.0.2.1:1", "", "192.0.2.2:1"]);
+        let endpoint: Endpoint = "branch.example.net:1".parse().unwrap();
+        let (tell, mut found) = mpsc::channel(1);
+        let again = Arc::new(Notify::new());
+        let heard = async {
+            assert_eq!(found.recv().await.unwrap(), addresses("192.0.2.1:1"));
+            assert_eq!(found.recv().await.unwrap(), addresses("192.0.2.2:1"));
+            assert!(tokio::time::timeout(ms(30), found.recv()).await.is_err(), "told the same again");
+        };
+        tokio::select! {
+            () = heard => {}
+            () = keep_looking(endpoint, answers, pace, tell, again) => panic!("it gave up"),
+        }
+    }
+
+    #[tokio::test]
+    async fn it_looks_again_when_asked() {
+        let ms = Duration::from_millis;
+        let pace = Pace { refresh: Duration::from_secs(300), spacing: ms(20), retry_min: ms(1), retry_max: ms(1) };
+        let endpoint: Endpoint = "branch.example.net:1".parse().unwrap();
+        let (tell, mut found) = mpsc::channel(1);
+        let again = Arc::new(Notify::new());
+        let began = Instant::now();
+        let heard = async {
+            assert_eq!(found.recv().await.unwrap(), addresses("192.0.2.1:1"));
+            again.notify_one();
+            assert_eq!(found.recv().await.unwrap(), addresses("192.0.2.2:1"));
+        };
+        tokio::select! {
+            () = heard => {}
+            () = keep_looking(endpoint, answers(&["192.0.2.1:1", "192.0.2.2:1"]), pace, tell, again.clone()) => {}
+        }
+        assert!((ms(20)..Duration::from_secs(60)).contains(&began.elapsed()));
     }
 
     #[tokio::test]
