@@ -144,4 +144,30 @@ mod tests {
         assert_eq!(window.check(u64::MAX), Err(Replay::Duplicate));
         assert_eq!(window.check(5), Err(Replay::Late));
     }
+
+    #[test]
+    fn verdicts_of_the_vectors() {
+        use crate::protocol::vectors::{int, long, section, text};
+        for vector in section("window") {
+            let mut window = match int::<u64>(&vector["inputs"]["size"]) {
+                DATA_WINDOW => Window::data(),
+                CONTROL_WINDOW => Window::control(),
+                other => panic!("no window of {other}"),
+            };
+            let counters = vector["inputs"]["counters"].as_array().unwrap();
+            let verdicts = vector["outputs"]["verdicts"].as_array().unwrap();
+            assert_eq!(counters.len(), verdicts.len());
+            for (counter, verdict) in counters.iter().zip(verdicts) {
+                let found = match window.check(long(counter)) {
+                    Ok(()) => "new",
+                    Err(Replay::Duplicate) => "duplicate",
+                    Err(Replay::Late) => "late",
+                };
+                assert_eq!(found, text(verdict), "{counter} of {counters:?}");
+                if found == "new" {
+                    window.mark(long(counter));
+                }
+            }
+        }
+    }
 }

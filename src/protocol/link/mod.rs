@@ -10,6 +10,8 @@
 mod open;
 mod sessions;
 mod upkeep;
+#[cfg(test)]
+mod vectors;
 
 use super::{
     admission::Admission,

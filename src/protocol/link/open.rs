@@ -17,6 +17,9 @@ use crate::protocol::{
 };
 use std::{net::SocketAddr, time::Duration};
 
+#[cfg(test)]
+mod vectors;
+
 /// What outlives an attempt: when the next may begin.
 pub(super) struct Opener {
     failures: u32,
