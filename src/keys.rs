@@ -11,7 +11,7 @@
 //! says, either pure case is read and mixed case is not; secrets are written in upper case so that they stand out.
 //!
 //! Secrets are wiped when dropped, have no `Display`, and never appear in `Debug` or an error. What a key *does* is
-//! not here: see [`crate::protocol`]. How key files are read and written is in [`file`].
+//! not here: see [`crate::protocol`]. How key files are read and written is in [`mod@file`].
 
 pub mod file;
 mod mask;
@@ -308,7 +308,7 @@ impl SecretKey {
         encode_upper(KeyKind::Secret, &self.0)
     }
 
-    /// Reads a key file, which must be readable by its owner only. See [`file`].
+    /// Reads a key file, which must be readable by its owner only. See [`mod@file`].
     ///
     /// # Errors
     /// See [`KeyFileError`].
@@ -316,7 +316,7 @@ impl SecretKey {
         file::read(path, KeyKind::Secret, Self::parse, Self::is_published)
     }
 
-    /// Writes a new key file with mode 0600; a file that is there already is left as it is. See [`file`].
+    /// Writes a new key file with mode 0600; a file that is there already is left as it is. See [`mod@file`].
     ///
     /// # Errors
     /// See [`KeyFileError`].
@@ -375,7 +375,7 @@ impl PresharedKey {
         encode_upper(KeyKind::Preshared, &self.0)
     }
 
-    /// Reads a key file, which must be readable by its owner only. See [`file`].
+    /// Reads a key file, which must be readable by its owner only. See [`mod@file`].
     ///
     /// # Errors
     /// See [`KeyFileError`].
@@ -383,7 +383,7 @@ impl PresharedKey {
         file::read(path, KeyKind::Preshared, Self::parse, Self::is_published)
     }
 
-    /// Writes a new key file with mode 0600; a file that is there already is left as it is. See [`file`].
+    /// Writes a new key file with mode 0600; a file that is there already is left as it is. See [`mod@file`].
     ///
     /// # Errors
     /// See [`KeyFileError`].

@@ -2,8 +2,6 @@
 
 use std::io::{self, Write};
 
-use zeroize::Zeroizing;
-
 use super::{Failure, KeygenArgs, print};
 use crate::keys::SecretKey;
 
@@ -15,7 +13,8 @@ pub(super) fn run(args: &KeygenArgs) -> Result<(), Failure> {
         key.write_file(path)?;
         return print(&format!("{public}\n"));
     }
-    print(&Zeroizing::new(format!("{}\n", *key.encode())))?;
+    print(&key.encode())?;
+    print("\n")?;
     // It can be had again with `pubkey`: no reason to fail.
     let _ = writeln!(io::stderr(), "{public}");
     Ok(())

@@ -105,6 +105,9 @@ Example:
 pub struct UpArgs {
     /// The config file: one file is one link
     pub file: PathBuf,
+    /// Rekey after so many seconds: the tests cannot wait for the protocol's own time
+    #[arg(long, hide = true, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rekey_after: Option<u32>,
 }
 
 /// Show the links of this machine, or one of them

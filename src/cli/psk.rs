@@ -1,7 +1,5 @@
 //! `tieline psk`: a new preshared key.
 
-use zeroize::Zeroizing;
-
 use super::{Failure, PskArgs, print};
 use crate::keys::PresharedKey;
 
@@ -9,6 +7,9 @@ pub(super) fn run(args: &PskArgs) -> Result<(), Failure> {
     let key = PresharedKey::generate()?;
     match &args.out {
         Some(path) => Ok(key.write_file(path)?),
-        None => print(&Zeroizing::new(format!("{}\n", *key.encode()))),
+        None => {
+            print(&key.encode())?;
+            print("\n")
+        }
     }
 }

@@ -1,9 +1,267 @@
-//! `tieline status`.
+//! `tieline status`: what the links of this machine say of themselves.
 
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
-use super::{Failure, StatusArgs};
+use super::{FAILED, Failure, StatusArgs, print};
+use crate::config::Config;
+use crate::control::status::{self, AskError, Drops, State, Status, Traffic};
 
-pub(super) fn run(_args: &StatusArgs) -> ExitCode {
-    Failure::failed("`status` is not built yet", "wait for it").report()
+/// The link is not up, or not running.
+const NOT_UP: u8 = 3;
+
+pub(super) fn run(args: &StatusArgs) -> ExitCode {
+    let done = match &args.link {
+        Some(link) => one(link, args.json),
+        None => all(args.json),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(NOT_UP),
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Shows one link, and says whether it is up.
+fn one(link: &Path, json: bool) -> Result<bool, Failure> {
+    let answer = ask(&interface_of(link)?)?;
+    print(&if json { answer.text } else { show(&answer.status) })?;
+    Ok(answer.status.state == State::Up)
+}
+
+/// Shows every link that runs, and says whether there are any and all of them are up.
+fn all(json: bool) -> Result<bool, Failure> {
+    let run_dir = status::run_dir();
+    let interfaces = status::running(&run_dir).map_err(|error| {
+        Failure::failed(format!("cannot read {}: {error}", run_dir.display()), "see who may read that folder")
+    })?;
+    let mut answers = Vec::new();
+    let mut all_up = !interfaces.is_empty();
+    for interface in interfaces {
+        match ask(&interface) {
+            Ok(answer) => {
+                all_up &= answer.status.state == State::Up;
+                answers.push(if json { answer.text } else { show(&answer.status) });
+            }
+            Err(failure) => {
+                all_up = false;
+                failure.report();
+            }
+        }
+    }
+    match (json, answers.is_empty()) {
+        (true, _) => print(&format!("[{}]\n", answers.join(",").trim_end()))?,
+        (false, true) => _ = writeln!(io::stderr(), "no link is running on this machine"),
+        (false, false) => print(&answers.join("\n"))?,
+    }
+    Ok(all_up)
+}
+
+/// What a link answered: read, and as it came.
+struct Answer {
+    status: Status,
+    text: String,
+}
+
+fn ask(interface: &str) -> Result<Answer, Failure> {
+    let (text, status) = status::ask(&status::run_dir(), interface).map_err(|error| {
+        let (code, help) = match error {
+            AskError::NotRunning { .. } => {
+                (NOT_UP, "start it with `tieline up FILE`; `tieline status` lists what runs")
+            }
+            AskError::Forbidden { .. } => (FAILED, "ask as root: sudo tieline status"),
+            AskError::Silent { .. } => (FAILED, "see its log; if it hangs, end it and start it again"),
+        };
+        Failure { code, text: format!("{error}\nhelp: {help}") }
+    })?;
+    Ok(Answer { status, text })
+}
+
+/// A config file names its interface; anything else is one.
+fn interface_of(link: &Path) -> Result<String, Failure> {
+    let is_file = link.extension().is_some_and(|extension| extension == "toml") || link.components().count() > 1;
+    match link.to_str() {
+        Some(name) if !is_file => Ok(name.to_owned()),
+        _ => Ok(Config::load(link)?.0.link.interface),
+    }
+}
+
+/// The link in a few lines.
+fn show(status: &Status) -> String {
+    let mut text = format!("{} ({}): {}", status.interface, status.name, state(status.state));
+    if let Some(since) = &status.since {
+        let _ = write!(text, " since {since}");
+    }
+    let peer = &status.peer;
+    let _ = write!(text, "\n  peer      {}", peer.public_key);
+    if let Some(endpoint) = &peer.endpoint {
+        let _ = write!(text, "\n            at {endpoint}");
+    }
+    text += "\n  session   ";
+    match &status.session {
+        Some(session) => {
+            let kind = if session.post_quantum { "post-quantum" } else { "not post-quantum" };
+            let _ = write!(text, "{}, {kind}, epoch {}, {:.0} s old", session.cipher, session.epoch, session.age_s);
+        }
+        None => text += "none",
+    }
+    let path = &status.path;
+    let ms = |time: Option<f64>| time.map(|ms| format!("{ms:.1} ms"));
+    let facts = [
+        path.mtu.map(|mtu| format!("mtu {mtu}")),
+        ms(path.rtt_ms).map(|rtt| format!("rtt {rtt}")),
+        ms(path.jitter_ms).map(|jitter| format!("jitter {jitter}")),
+    ];
+    let facts: Vec<String> = facts.into_iter().flatten().collect();
+    if !facts.is_empty() {
+        let _ = write!(text, "\n  path      {}", facts.join(", "));
+    }
+    let _ = write!(text, "\n  sent      {}\n  received  {}", traffic(&path.tx), traffic(&path.rx));
+    if status.drops != Drops::default() {
+        let _ = write!(text, "\n  dropped   {}", drops(&status.drops));
+    }
+    text + "\n"
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Up => "up",
+        State::Init => "coming up",
+        State::Down => "down",
+    }
+}
+
+fn traffic(traffic: &Traffic) -> String {
+    let mut text = format!("{} packets, {}", traffic.packets, bytes(traffic.bytes));
+    if let Some(loss) = traffic.loss_ratio {
+        let _ = write!(text, ", {:.1} % lost lately", loss * 100.0);
+    }
+    text
+}
+
+/// `999 B`, `1.2 MB`: powers of ten, as line rates are.
+fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    if bytes < 1_000 {
+        return format!("{bytes} B");
+    }
+    let mut amount = bytes as f64 / 1e3;
+    let mut units = UNITS.into_iter();
+    let mut unit = units.next();
+    while amount >= 999.95
+        && let Some(next) = units.next()
+    {
+        amount /= 1e3;
+        unit = Some(next);
+    }
+    format!("{amount:.1} {}", unit.unwrap_or_default())
+}
+
+fn drops(drops: &Drops) -> String {
+    let reasons = [
+        (drops.replayed, "replayed"),
+        (drops.unauthentic, "unauthentic"),
+        (drops.malformed, "malformed"),
+        (drops.no_session, "without a session"),
+        (drops.too_big, "too big"),
+    ];
+    let some: Vec<String> =
+        reasons.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();
+    some.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::status::{Path as Line, Peer, Session};
+
+    fn status() -> Status {
+        let traffic = |packets, bytes, loss_ratio| Traffic { packets, bytes, loss_ratio };
+        Status {
+            version: 1,
+            name: "hq".into(),
+            interface: "tl0".into(),
+            state: State::Up,
+            since: Some("2026-01-02T03:04:05Z".into()),
+            peer: Peer { public_key: "tlpub1…".into(), endpoint: Some("203.0.113.7:7311".into()) },
+            session: Some(Session {
+                noise: "…".into(),
+                cipher: "aes-256-gcm".into(),
+                post_quantum: true,
+                epoch: 3,
+                age_s: 41.2,
+            }),
+            path: Line {
+                mtu: Some(1440),
+                rtt_ms: Some(12.1),
+                jitter_ms: Some(0.3),
+                tx: traffic(1_234, 1_234_567, Some(0.0)),
+                rx: traffic(7, 588, Some(0.25)),
+            },
+            drops: Drops { replayed: 3, too_big: 1, ..Drops::default() },
+        }
+    }
+
+    #[test]
+    fn a_link_that_is_up() {
+        let shown = "\
+tl0 (hq): up since 2026-01-02T03:04:05Z
+  peer      tlpub1…
+            at 203.0.113.7:7311
+  session   aes-256-gcm, post-quantum, epoch 3, 41 s old
+  path      mtu 1440, rtt 12.1 ms, jitter 0.3 ms
+  sent      1234 packets, 1.2 MB, 0.0 % lost lately
+  received  7 packets, 588 B, 25.0 % lost lately
+  dropped   3 replayed, 1 too big
+";
+        assert_eq!(show(&status()), shown);
+    }
+
+    #[test]
+    fn a_link_that_is_down_shows_only_what_is_known() {
+        let nothing = Traffic { packets: 0, bytes: 0, loss_ratio: None };
+        let status = Status {
+            state: State::Down,
+            peer: Peer { endpoint: None, ..status().peer },
+            session: None,
+            path: Line { mtu: None, rtt_ms: None, jitter_ms: None, tx: nothing.clone(), rx: nothing },
+            drops: Drops::default(),
+            ..status()
+        };
+        let shown = "\
+tl0 (hq): down since 2026-01-02T03:04:05Z
+  peer      tlpub1…
+  session   none
+  sent      0 packets, 0 B
+  received  0 packets, 0 B
+";
+        assert_eq!(show(&status), shown);
+    }
+
+    #[test]
+    fn amounts_of_bytes() {
+        let amounts = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1_000, "1.0 kB"),
+            (999_949, "999.9 kB"),
+            (999_999, "1.0 MB"),
+            (u64::MAX, "18.4 EB"),
+        ];
+        for (number, text) in amounts {
+            assert_eq!(bytes(number), text);
+        }
+    }
+
+    #[test]
+    fn names_and_files_are_told_apart() {
+        for name in ["tl0", "tl0.100", "toml"] {
+            assert_eq!(interface_of(name.as_ref()).unwrap(), name);
+        }
+        for file in ["missing.toml", "./missing", "/etc/missing"] {
+            assert!(interface_of(file.as_ref()).is_err(), "{file}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
 
 /// Checks the whole file.
 pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, Vec<Report>), Report> {
-    let mut checker = Checker { source, warnings: Vec::new() };
+    let mut checker = Checker { source, warnings: Vec::new(), published: false };
     checker.nothing_unsupported(&file)?;
     let link = checker.link(&file)?;
     let local = checker.local(&file)?;
@@ -46,6 +46,8 @@ pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, 
 struct Checker<'a> {
     source: &'a Source<'a>,
     warnings: Vec<Report>,
+    /// Whether a published key has been met: one warning about them is enough.
+    published: bool,
 }
 
 impl Checker<'_> {
@@ -232,12 +234,15 @@ impl Checker<'_> {
         Ok(PeerConfig { public_key, endpoint, preshared_key })
     }
 
+    /// Whoever has read the project's `keys/` folder can stand in for an end whose key is from there.
     fn warn_published(&mut self, span: Range<usize>, which: &str, command: &str) {
-        self.warn(
-            span,
-            format!("{which} is one of the example keys that tieline publishes: the link is open to everyone"),
-            format!("for anything but a try, make your own with `{command}`"),
-        );
+        if !std::mem::replace(&mut self.published, true) {
+            self.warn(
+                span,
+                format!("{which} is one of the example keys that tieline publishes: it protects nothing"),
+                format!("for anything but a try, make your own with `{command}`"),
+            );
+        }
     }
 
     /// Reads the key file that a value names, beside the config file. The value must not be a key itself.

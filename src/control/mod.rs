@@ -1,1 +1,272 @@
-//! Room: control.
+//! The control side: everything of a running link that waits, on one thread.
+//!
+//! ```text
+//!   config ──▶ run ──▶ driver ◀──▶ protocol::Link      decides
+//!                        │  ▲
+//!            updates,    │  │  mailbox
+//!            datagrams   ▼  │
+//!                      dataplane                       carries
+//! ```
+//!
+//! [`run`] is a whole link: it makes the interface, opens the socket, starts the packet loops and drives the engine until
+//! it is told to stop; then it says goodbye and nothing is left. The driver carries out what the engine says, in
+//! its order, and never blocks. Around it: `resolver` finds the peer's addresses, `interface` keeps the MTU, [`status`]
+//! answers who asks, `story` finds the words for the log.
+//!
+//! To embed a link in another program, give [`run_until`] a config and the moment to stop:
+//!
+//! ```no_run
+//! # async fn embed() -> Result<(), Box<dyn std::error::Error>> {
+//! use tieline::{config::Config, control};
+//!
+//! let (config, _warnings) = Config::load("/etc/tieline/hq.toml".as_ref())?;
+//! let an_hour = tokio::time::sleep(std::time::Duration::from_secs(3600));
+//! control::run_until(config, control::Options::default(), an_hour).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod driver;
+mod entropy;
+mod interface;
+mod ports;
+mod resolver;
+pub mod status;
+mod story;
+
+pub use entropy::OsEntropy;
+
+use crate::config::{CipherChoice, Config, CryptoConfig};
+use crate::dataplane::{Dataplane, Loop};
+use crate::protocol::link::{RekeyTimes, SetupError};
+use crate::protocol::{Link, Params, Time};
+use crate::sys::clock::boottime_ns;
+use crate::sys::netlink::{Netlink, NetlinkError};
+use crate::sys::timer::Timer;
+use crate::sys::tun::TunError;
+use crate::sys::udp::BindError;
+use driver::{Driver, DriverState, Inlets};
+use interface::MtuKeeper;
+use ports::Ports;
+use resolver::{Families, Resolver};
+use std::io;
+use std::path::PathBuf;
+use thiserror::Error;
+use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// What can be chosen about a run that is not in the config.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// When sessions are rekeyed: other values than the protocol's are for tests.
+    pub rekey: Option<RekeyTimes>,
+}
+
+/// Why a link did not come to run, or ended. Each says what to do where there is something to do.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The keys cannot make a link.
+    #[error("the keys cannot make a link: {0}")]
+    Keys(#[from] SetupError),
+    /// The UDP socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The interface.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// Its addresses or routes.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A link of that name runs already.
+    #[error(
+        "a link on interface {interface} is running already (it answers at {}): stop that one, or set another name at \
+         [link] interface",
+        socket.display()
+    )]
+    AlreadyRunning {
+        /// The interface.
+        interface: String,
+        /// Its status socket.
+        socket: PathBuf,
+    },
+    /// The status socket cannot be opened.
+    #[error("cannot open the status socket {}: {source}; TIELINE_RUN_DIR sets another folder", path.display())]
+    StatusSocket {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A packet loop ended.
+    #[error(
+        "the {which} loop on {interface} ended: {source}; if nobody deleted the interface, this is a fault in tieline"
+    )]
+    LoopDied {
+        /// Which of them.
+        which: Loop,
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system refuses something it never should.
+    #[error("{what}: {source}")]
+    System {
+        /// What was being done.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+impl RunError {
+    fn system(what: &'static str) -> impl Fn(io::Error) -> RunError {
+        move |source| RunError::System { what, source }
+    }
+}
+
+/// Runs a link until SIGINT or SIGTERM, on the calling thread and two of its own; when it returns nothing of it is left.
+///
+/// # Errors
+/// As [`RunError`] says; nothing of the link is left then either.
+pub fn run(config: Config, options: Options) -> Result<(), RunError> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(RunError::system("cannot start the runtime"))?;
+    let result = runtime.block_on(async {
+        let stop = stop_signal().map_err(RunError::system("cannot watch for signals"))?;
+        run_until(config, options, stop).await
+    });
+    // A name server that does not answer may hold a lookup's thread for a minute more.
+    runtime.shutdown_background();
+    result
+}
+
+/// Ends on SIGINT and SIGTERM. SIGHUP means "read the config again" to many services; here it means nothing.
+fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return info!("SIGINT: closing the link"),
+                _ = terminate.recv() => return info!("SIGTERM: closing the link"),
+                _ = hangup.recv() => info!("SIGHUP is ignored: a changed config takes a restart"),
+            }
+        }
+    })
+}
+
+/// Runs a link until `stop` completes, on the current tokio runtime and two threads of its own; when it returns nothing
+/// of it is left. Dropping the future ends it too, without a goodbye to the peer.
+///
+/// # Errors
+/// As [`RunError`] says; nothing of the link is left then either.
+///
+/// # Panics
+/// Outside a tokio runtime with I/O and time enabled.
+pub async fn run_until(config: Config, options: Options, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    let interface = &config.link.interface;
+    let socket_path = status::socket_path(&status::run_dir(), interface);
+    if status::is_live(&socket_path) {
+        return Err(RunError::AlreadyRunning { interface: interface.clone(), socket: socket_path });
+    }
+    let now = clock()?;
+    let psk = config.peer.preshared_key.as_ref();
+    let params = params(&config, options);
+    let (link, sender, receiver) =
+        Link::new(params, &config.local.private_key, &config.peer.public_key, psk, Box::new(OsEntropy), now)?;
+    let (ports, socket) = Ports::open_first(config.local.listen)?;
+    let local = socket.local_addr().map_err(RunError::system("cannot read the socket's address"))?;
+    let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
+    let (index, tun) = interface::create(&netlink, &config.link).await?;
+    let listener = status::Listener::open(&socket_path)
+        .map_err(|source| RunError::StatusSocket { path: socket_path.clone(), source })?;
+    let (dataplane, mailbox) = Dataplane::start(tun, socket, sender, receiver, link.levels())
+        .map_err(RunError::system("cannot start the packet loops"))?;
+    info!("{} on interface {interface}, UDP {local}", config.name);
+
+    let (peer, followed) = watch::channel(None);
+    let (found, largest) = watch::channel(None);
+    // It ends when the driver does, as nobody tells it where the peer is any more.
+    tokio::spawn(MtuKeeper::new(netlink, index, config.link.mtu).follow(followed, found));
+    let inlets = Inlets {
+        timer: Timer::new().map_err(RunError::system("cannot make a timer"))?,
+        mailbox,
+        resolver: Resolver::start(config.peer.endpoint.as_ref(), Families::of(local)),
+        listener,
+    };
+    let identity = status::Identity {
+        name: config.name.clone(),
+        interface: interface.clone(),
+        peer: config.peer.public_key.to_string(),
+    };
+    let driver = Driver { link, dataplane, ports, identity, peer, largest, state: DriverState::default() };
+    let result = driver.run(inlets, stop).await;
+    if result.is_ok() {
+        info!("closed");
+    }
+    result
+}
+
+/// The time of the protocol.
+fn clock() -> Result<Time, RunError> {
+    boottime_ns().map(Time).map_err(RunError::system("cannot read the clock"))
+}
+
+/// What the config means to the engine.
+fn params(config: &Config, options: Options) -> Params {
+    let (aes, chacha) = ciphers(config.crypto, has_aes());
+    Params {
+        aes,
+        chacha,
+        post_quantum: config.crypto.post_quantum,
+        interval: config.liveness_interval,
+        rekey: options.rekey.unwrap_or_default(),
+    }
+}
+
+/// Whether AES-256-GCM and ChaCha20-Poly1305 are offered.
+fn ciphers(config: CryptoConfig, has_aes: bool) -> (bool, bool) {
+    match config.cipher {
+        CipherChoice::Auto => (has_aes, true),
+        CipherChoice::ChaCha20Poly1305 => (false, true),
+        CipherChoice::Aes256Gcm => {
+            if !has_aes {
+                warn!(
+                    "this CPU has no AES instructions: aes-256-gcm is slow here; cipher = \"auto\" takes the faster one"
+                );
+            }
+            (true, false)
+        }
+    }
+}
+
+/// Whether the CPU has instructions for AES and for GCM's multiplication.
+fn has_aes() -> bool {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    return std::is_x86_feature_detected!("aes") && std::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull");
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Checksum;
+
+    #[test]
+    fn ciphers_offered() {
+        let config = |cipher| CryptoConfig { cipher, post_quantum: true, checksum: Checksum::Partial };
+        assert_eq!(ciphers(config(CipherChoice::Auto), true), (true, true));
+        assert_eq!(ciphers(config(CipherChoice::Auto), false), (false, true));
+        assert_eq!(ciphers(config(CipherChoice::Aes256Gcm), true), (true, false));
+        assert_eq!(ciphers(config(CipherChoice::Aes256Gcm), false), (true, false), "who asks for it gets it");
+        assert_eq!(ciphers(config(CipherChoice::ChaCha20Poly1305), true), (false, true));
+    }
+}

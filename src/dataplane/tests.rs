@@ -6,11 +6,14 @@ use crate::protocol::crypto::{CryptoFailure, Entropy, KEM_CT, KEM_EK, KemKey, Ma
 use crate::protocol::handshake::{Root, Statics};
 use crate::protocol::session::{Cipher, Halves, Shape, lane_set};
 use crate::protocol::{Input, Notice, wire};
+use crate::sys::testing::{in_own_network, shell};
 use crate::sys::udp;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -465,4 +468,88 @@ fn an_update_handed_over_before_a_datagram_was_drawn_is_there_for_it() {
         assert_eq!(b.frame(), v4(60, number));
     }
     assert_eq!(b.levels.drops.no_session.get() + b.levels.drops.unauthentic.get(), 0);
+}
+
+/// A host of its own with one TUN device, on a thread of its own: hands over the device, then runs `program`.
+fn host(
+    address: &'static str,
+    devices: mpsc::Sender<OwnedFd>,
+    program: impl FnOnce() + Send + 'static,
+) -> JoinHandle<()> {
+    let body = move || {
+        let device = crate::sys::tun::create("tl0").unwrap();
+        shell(&format!("ip addr add 10.99.0.{address}/30 dev tl0"));
+        shell(&format!("ip addr add fd99::{address}/126 dev tl0 nodad && ip link set tl0 up"));
+        devices.send(device).unwrap();
+        program();
+    };
+    thread::spawn(move || in_own_network(body))
+}
+
+#[test]
+fn datagrams_cross_between_two_hosts_over_real_devices() {
+    let done = Arc::new(AtomicBool::new(false));
+    let open = |address: &str| {
+        let socket = std::net::UdpSocket::bind(address).unwrap();
+        socket.set_read_timeout(Some(MOMENT)).unwrap();
+        socket
+    };
+    // The far host sends back what it gets.
+    let (devices, far_device) = mpsc::channel();
+    let far = host("2", devices, {
+        let done = done.clone();
+        move || {
+            let mut room = [0; 2_000];
+            let sockets = [open("10.99.0.2:7"), open("[fd99::2]:7")];
+            while !done.load(Ordering::Relaxed) {
+                for socket in &sockets {
+                    if let Ok((length, from)) = socket.recv_from(&mut room) {
+                        socket.send_to(&room[..length], from).unwrap();
+                    }
+                }
+            }
+        }
+    });
+    let (devices, near_device) = mpsc::channel();
+    let near = host("1", devices, {
+        let done = done.clone();
+        move || {
+            let pairs = [("10.99.0.1:0", "10.99.0.2:7"), ("[fd99::1]:0", "[fd99::2]:7")];
+            let outcome = pairs.map(|(own, far)| {
+                let socket = open(own);
+                let answered = |_| {
+                    socket.send_to(&[0x5A; 1_400], far).unwrap();
+                    let mut room = [0; 2_000];
+                    matches!(socket.recv(&mut room), Ok(1_400)) && room[..1_400] == [0x5A; 1_400]
+                };
+                (0..100).any(answered)
+            });
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(outcome, [true, true], "IPv4, IPv6");
+        }
+    });
+    // Where namespaces are not allowed both hosts are skipped, and there is no device.
+    if let (Ok(near_device), Ok(far_device)) = (near_device.recv(), far_device.recv()) {
+        let (mut near_halves, mut far_halves) = session(Cipher::ChaCha20Poly1305);
+        // The sockets are this thread's, so the two hosts share nothing but the line.
+        let (near_socket, far_socket) = (bind("[::]:0"), bind("[::]:0"));
+        let loopback = |socket: &UdpSocket| ([127, 0, 0, 1], socket.local_addr().unwrap().port()).into();
+        let (near_address, far_address): (SocketAddr, SocketAddr) = (loopback(&near_socket), loopback(&far_socket));
+        let start = |device, socket, halves: &mut Halves, peer| {
+            let levels: Arc<Levels> = Arc::default();
+            let (sender, receiver) = (Sender::new(levels.clone()), Receiver::new(mac_key(), levels.clone()));
+            let (dataplane, _) = Dataplane::start(device, socket, sender, receiver, levels).unwrap();
+            dataplane.ingress(IngressUpdate::Install(take_opening(halves)));
+            dataplane.egress(EgressUpdate::Path(Some(Path { socket: SocketId(0), local: None, peer })));
+            dataplane.egress(EgressUpdate::Session(halves.sealers.pop().map(Box::new)));
+            dataplane
+        };
+        let line = (
+            start(near_device, near_socket, &mut near_halves, far_address),
+            start(far_device, far_socket, &mut far_halves, near_address),
+        );
+        near.join().unwrap();
+        far.join().unwrap();
+        assert!(line.0.counters().tx_bytes >= 2 * 1_428 && line.1.counters().tx_bytes >= 2 * 1_428);
+    }
 }

@@ -148,3 +148,102 @@ impl Admission {
         token
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    /// Counts up: good enough where nobody attacks.
+    struct Counting(u8);
+
+    impl Entropy for Counting {
+        fn fill(&mut self, out: &mut [u8]) -> Result<(), CryptoFailure> {
+            for byte in out {
+                self.0 = self.0.wrapping_add(1);
+                *byte = self.0;
+            }
+            Ok(())
+        }
+
+        fn kem_generate(&mut self) -> Result<crate::protocol::crypto::KemPair, CryptoFailure> {
+            Err(CryptoFailure)
+        }
+
+        fn kem_encapsulate(
+            &mut self,
+            _: &[u8; crate::protocol::crypto::KEM_EK],
+        ) -> Result<(Box<[u8; crate::protocol::crypto::KEM_CT]>, crate::protocol::crypto::Secret), CryptoFailure>
+        {
+            Err(CryptoFailure)
+        }
+    }
+
+    const NONCE: Nonce = [9; 16];
+
+    fn admission() -> Admission {
+        Admission::new(&mut Counting(0)).unwrap()
+    }
+
+    fn at(seconds: u64) -> Time {
+        Time(seconds * 1_000_000_000)
+    }
+
+    fn source() -> SocketAddr {
+        "192.0.2.1:7311".parse().unwrap()
+    }
+
+    #[test]
+    fn a_token_is_good_once_for_its_address_and_for_ten_seconds() {
+        let mut admission = admission();
+        let token = admission.knock(at(1), &NONCE, source()).unwrap();
+        let other = "192.0.2.1:7312".parse().unwrap();
+        assert_eq!(admission.init(at(2), b"init", &NONCE, &token, other), Err(Refusal::Unauthentic));
+        assert_eq!(admission.init(at(2), b"init", &[8; 16], &token, source()), Err(Refusal::Unauthentic));
+        assert_eq!(
+            admission.init(at(11) + Duration::from_nanos(1), b"init", &NONCE, &token, source()),
+            Err(Refusal::Replayed)
+        );
+        assert_eq!(admission.init(at(0), b"init", &NONCE, &token, source()), Err(Refusal::Replayed));
+        assert_eq!(admission.init(at(11), b"init", &NONCE, &token, source()), Ok(Admitted::Fresh));
+        assert_eq!(admission.init(at(11), b"init", &NONCE, &token, source()), Err(Refusal::Replayed));
+    }
+
+    #[test]
+    fn the_same_init_draws_the_same_response_five_times() {
+        let mut admission = admission();
+        let token = admission.knock(at(1), &NONCE, source()).unwrap();
+        assert_eq!(admission.init(at(1), b"init", &NONCE, &token, source()), Ok(Admitted::Fresh));
+        admission.remember(at(1), b"init", b"response");
+        assert_eq!(admission.init(at(1), b"other", &NONCE, &token, source()), Err(Refusal::Replayed));
+        for _ in 0..RESPONSE_RESENDS {
+            assert_eq!(
+                admission.init(at(2), b"init", &NONCE, &token, source()),
+                Ok(Admitted::Repeat(b"response".to_vec()))
+            );
+        }
+        assert_eq!(admission.init(at(2), b"init", &NONCE, &token, source()), Err(Refusal::Replayed));
+    }
+
+    #[test]
+    fn accepted_inits_are_a_tenth_of_a_second_apart_and_older_stamps_are_over() {
+        let mut admission = admission();
+        let first = admission.knock(at(1), &NONCE, source()).unwrap();
+        let second = admission.knock(at(2), &NONCE, source()).unwrap();
+        let third = admission.knock(at(3), &NONCE, source()).unwrap();
+        assert_eq!(admission.init(at(4), b"b", &NONCE, &second, source()), Ok(Admitted::Fresh));
+        assert_eq!(admission.init(at(5), b"a", &NONCE, &first, source()), Err(Refusal::Replayed));
+        let soon = at(4) + INIT_SPACING - Duration::from_nanos(1);
+        assert_eq!(admission.init(soon, b"c", &NONCE, &third, source()), Err(Refusal::Replayed));
+        assert_eq!(admission.init(at(4) + INIT_SPACING, b"c", &NONCE, &third, source()), Ok(Admitted::Fresh));
+    }
+
+    #[test]
+    fn a_recorded_knock_is_answered_for_ten_seconds_only() {
+        let mut admission = admission();
+        assert!(admission.knock(at(1), &NONCE, source()).is_ok());
+        assert!(admission.knock(at(11), &NONCE, source()).is_ok());
+        assert_eq!(admission.knock(at(12), &NONCE, source()), Err(Refusal::Replayed));
+        assert!(admission.knock(at(12), &[1; 16], source()).is_ok());
+    }
+}

@@ -122,3 +122,67 @@ impl Paths {
         self.current = Some(path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::SocketId;
+
+    const C1: Cookie = [1; 8];
+    const C2: Cookie = [2; 8];
+
+    fn path(peer: &str) -> Path {
+        Path { socket: SocketId(0), local: None, peer: peer.parse().unwrap() }
+    }
+
+    fn at(ms: u64) -> Time {
+        Time(ms * 1_000_000)
+    }
+
+    fn checking() -> (Paths, Path, Path) {
+        let (old, new) = (path("192.0.2.1:1"), path("192.0.2.9:1"));
+        let mut paths = Paths::default();
+        paths.set(old);
+        assert!(paths.is_candidate(at(0), new));
+        paths.begin(at(0), new, [C1, C2], None);
+        for ms in [0, 200, 400] {
+            assert_eq!(paths.deadline(), Some(at(ms)));
+            assert_eq!(paths.step(at(ms)), Some(Step::Ask));
+            assert_eq!(paths.step(at(ms)), None);
+        }
+        (paths, old, new)
+    }
+
+    #[test]
+    fn the_line_moves_when_only_the_candidate_answers() {
+        let (mut paths, _, new) = checking();
+        assert_eq!(paths.answer(at(500), C1), None);
+        assert_eq!(paths.step(at(600)), Some(Step::Move(new)));
+    }
+
+    #[test]
+    fn it_stays_when_neither_answers() {
+        let (mut paths, ..) = checking();
+        assert_eq!(paths.step(at(600)), Some(Step::Stay));
+        assert_eq!(paths.deadline(), None);
+    }
+
+    #[test]
+    fn it_stays_at_once_when_the_current_address_answers_and_the_candidate_is_left_alone() {
+        let (mut paths, _, new) = checking();
+        paths.answer(at(410), C1);
+        paths.answer(at(420), C2);
+        assert_eq!(paths.deadline(), None);
+        assert!(!paths.is_candidate(at(10_419), new));
+        assert!(paths.is_candidate(at(10_420), new));
+    }
+
+    #[test]
+    fn probes_of_a_line_that_is_down_move_it() {
+        let (mut paths, old, new) = (Paths::default(), path("192.0.2.1:1"), path("192.0.2.9:1"));
+        paths.set(old);
+        paths.set_probes(vec![(C1, old), (C2, new)]);
+        assert_eq!(paths.answer(at(1), [3; 8]), None);
+        assert_eq!(paths.answer(at(1), C2), Some(new));
+    }
+}

@@ -415,3 +415,91 @@ impl Reader<'_> {
         if self.0.is_empty() { Ok(()) } else { Err(Malformed) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key() -> MacKey {
+        MacKey::new(&[7; 32])
+    }
+
+    fn payload() -> impl Strategy<Value = Payload> {
+        let verdict = prop_oneof![Just(Verdict::Fine), Just(Verdict::NoCommonCipher), Just(Verdict::LayersDiffer)];
+        (1u32.., 1..=MAX_EPOCH, any::<u8>(), any::<u8>(), 1..=MAX_LANES, verdict, INTERVAL_MIN_MS..=INTERVAL_MAX_MS)
+            .prop_map(|(index, epoch, ciphers, flags, lanes, verdict, interval_ms)| Payload {
+                index,
+                epoch,
+                ciphers,
+                flags,
+                lanes,
+                verdict,
+                interval_ms,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn payloads_survive_the_trip(payload in payload()) {
+            prop_assert_eq!(Payload::parse(&payload.encode()), Ok(payload));
+        }
+
+        #[test]
+        fn any_sixteen_bytes_parse_to_what_encodes_back(bytes: [u8; 16]) {
+            if let Ok(payload) = Payload::parse(&bytes) {
+                prop_assert_eq!(payload.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn cold_datagrams_survive_the_trip(nonce: Nonce, token: Token, noise in prop::array::uniform32(any::<[u8; 2]>())) {
+            let noise: ColdNoise = noise.as_flattened().try_into().unwrap();
+            let all = [
+                (knock(&nonce, &key()), Cold::Knock { nonce }),
+                (challenge(&nonce, &token, &key()), Cold::Challenge { nonce, token }),
+                (init(&nonce, &token, &noise, &key()), Cold::Init { nonce, token, noise }),
+                (response(&nonce, &noise, &key()), Cold::Response { nonce, noise }),
+            ];
+            for (datagram, cold) in all {
+                prop_assert_eq!(check_cold(&datagram, &key()), ColdCheck::Authentic);
+                prop_assert_eq!(Cold::parse(&datagram), Ok(cold));
+            }
+        }
+
+        #[test]
+        fn one_changed_bit_is_never_authentic(nonce: Nonce, at in 0..KNOCK * 8) {
+            let mut datagram = knock(&nonce, &key());
+            datagram[at / 8] ^= 1 << (at % 8);
+            prop_assert_ne!(check_cold(&datagram, &key()), ColdCheck::Authentic);
+        }
+
+        #[test]
+        fn any_bytes_are_judged_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = check_cold(&bytes, &key());
+            let _ = Cold::parse(&bytes);
+            if let Ok(header) = Header::parse(&bytes) {
+                prop_assert_eq!(&header.encode()[..], &bytes[..HEADER]);
+            }
+        }
+    }
+
+    #[test]
+    fn headers_refuse_what_was_not_agreed() {
+        let header = Header { kind: Kind::Data, flags: 0, lane: 0, path: 0, index: 5, counter: 9 };
+        let datagram = |header: Header| [&header.encode()[..], &[0; TAG]].concat();
+        assert_eq!(Header::parse(&datagram(header)), Ok(header));
+        assert_eq!(Header::parse(&datagram(header)[..31]), Err(Malformed));
+        for flags in [data_flags::PARTIAL_CHECKSUM, data_flags::FIRST_PART, data_flags::LAST_PART, 8, 128] {
+            assert_eq!(Header::parse(&datagram(Header { flags, ..header })), Err(Malformed));
+        }
+        assert_eq!(Header::parse(&datagram(Header { path: 1, ..header })), Err(Malformed));
+    }
+
+    #[test]
+    fn both_families_make_addresses_of_one_shape() {
+        let mapped = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1, 0x1c, 0x8f];
+        assert_eq!(address18("192.0.2.1:7311".parse().unwrap()), mapped);
+        assert_eq!(address18("[::ffff:192.0.2.1]:7311".parse().unwrap()), mapped);
+    }
+}

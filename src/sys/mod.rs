@@ -6,8 +6,11 @@
 
 pub mod clock;
 mod cmsg;
+pub mod netlink;
+pub mod netns;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod timer;
 pub mod tun;
 pub mod udp;
 pub mod wake;

@@ -124,7 +124,8 @@ impl UdpSocket {
     pub fn send_to(&self, datagram: &[u8], peer: SocketAddr, local: Option<IpAddr>) -> io::Result<()> {
         let mut header = MessageHeader::new(self.is_v6, peer, local)?;
         let mut piece = iovec_of(datagram);
-        let message = header.message(&mut piece);
+        let mut message = header.message();
+        message.msg_iov = &mut piece;
         loop {
             // SAFETY: `message` points to `header` and `piece`, and `piece` to `datagram`, all alive and unmoved until
             // the call returns; sendmsg only reads them.
@@ -196,13 +197,12 @@ impl MessageHeader {
         Ok(MessageHeader { name: name.into(), control, control_length })
     }
 
-    /// The message header for the bytes in `piece`. It points into both arguments.
-    fn message(&mut self, piece: &mut iovec) -> msghdr {
+    /// The message header, still without the bytes to send. It points into `self`, which must stay where it is.
+    fn message(&mut self) -> msghdr {
         // SAFETY: zeros are a valid `msghdr`; it has private padding on some targets, so there is no literal for it.
         let mut message: msghdr = unsafe { std::mem::zeroed() };
         message.msg_name = self.name.as_ptr().cast_mut().cast();
         message.msg_namelen = self.name.len();
-        message.msg_iov = piece;
         message.msg_iovlen = 1;
         if self.control_length > 0 {
             message.msg_control = self.control.as_mut_ptr();
@@ -273,7 +273,7 @@ impl SendBatch {
         socket: &UdpSocket,
         peer: SocketAddr,
         local: Option<IpAddr>,
-        datagrams: impl Iterator<Item = &'a [u8]>,
+        mut datagrams: impl Iterator<Item = &'a [u8]>,
     ) -> SendReport {
         let mut report = SendReport::default();
         let mut header = match MessageHeader::new(socket.is_v6, peer, local) {
@@ -284,22 +284,22 @@ impl SendBatch {
                 return report;
             }
         };
+        let template = header.message();
         let mut count = 0;
-        for datagram in datagrams {
-            let (Some(piece), Some(message)) = (self.pieces.get_mut(count), self.messages.get_mut(count)) else {
-                report.failed += 1;
-                continue;
-            };
+        for ((message, piece), datagram) in self.messages.iter_mut().zip(&mut self.pieces).zip(&mut datagrams) {
             *piece = iovec_of(datagram);
-            message.msg_hdr = header.message(piece);
+            message.msg_hdr = template;
+            message.msg_hdr.msg_iov = piece;
             count += 1;
         }
+        report.failed = datagrams.count();
         let mut next = 0;
         while next < count {
             match self.send_from(socket, next, count) {
                 Ok(sent) => {
                     report.sent += sent;
-                    report.bytes += self.pieces[next..next + sent].iter().map(|piece| piece.iov_len).sum::<usize>();
+                    let lengths = self.messages[next..next + sent].iter().map(|message| message.msg_len as usize);
+                    report.bytes += lengths.sum::<usize>();
                     next += sent;
                 }
                 Err(Errno::EINTR) => {}
@@ -352,6 +352,19 @@ pub struct Datagram {
     pub local: Option<IpAddr>,
 }
 
+/// Lengths as recvmsg(2) wants them before each call. It points into all three arguments.
+fn receive_header(piece: &mut iovec, name: &mut sockaddr_storage, control: &mut Control) -> msghdr {
+    // SAFETY: zeros are a valid `msghdr`, see `MessageHeader::message`.
+    let mut message: msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = (&raw mut *name).cast();
+    message.msg_namelen = size_of::<sockaddr_storage>() as u32;
+    message.msg_iov = piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr();
+    message.msg_controllen = Control::SIZE as _;
+    message
+}
+
 /// What recvmmsg(2) needs for a batch, allocated once and used over and over by one thread.
 pub struct ReceiveBatch {
     messages: Box<[mmsghdr]>,
@@ -389,10 +402,11 @@ impl ReceiveBatch {
     pub fn receive<'a>(&mut self, socket: &UdpSocket, rooms: impl Iterator<Item = &'a mut [u8]>) -> io::Result<usize> {
         self.filled = 0;
         let mut count = 0;
-        for (n, room) in rooms.take(self.messages.len()).enumerate() {
-            self.pieces[n] = iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
-            self.messages[n].msg_hdr = self.header(n);
-            count = n + 1;
+        let parts = self.messages.iter_mut().zip(&mut self.pieces).zip(&mut self.names).zip(&mut self.controls);
+        for ((((message, piece), name), control), room) in parts.zip(rooms) {
+            *piece = iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+            message.msg_hdr = receive_header(piece, name, control);
+            count += 1;
         }
         let (fd, headers) = (socket.fd.as_raw_fd(), self.messages.as_mut_ptr());
         loop {
@@ -411,19 +425,6 @@ impl ReceiveBatch {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// The header for the n-th room: lengths as recvmsg(2) wants them before each call.
-    fn header(&mut self, n: usize) -> msghdr {
-        // SAFETY: zeros are a valid `msghdr`, see `MessageHeader::message`.
-        let mut message: msghdr = unsafe { std::mem::zeroed() };
-        message.msg_name = (&raw mut self.names[n]).cast();
-        message.msg_namelen = size_of::<sockaddr_storage>() as u32;
-        message.msg_iov = &mut self.pieces[n];
-        message.msg_iovlen = 1;
-        message.msg_control = self.controls[n].as_mut_ptr();
-        message.msg_controllen = Control::SIZE as _;
-        message
     }
 
     /// What the last call received, in the order of the rooms. A datagram from an address that is no IP address is left

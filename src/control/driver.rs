@@ -1,0 +1,215 @@
+//! The driver: the engine's hands. One loop, which tells the engine what happened and carries out what it says.
+//!
+//! The engine's order is kept: keys reach the ingress loop before the datagram that lets the peer use them. Nothing here
+//! waits but the one select; a datagram that cannot be sent now is lost, as on any wire.
+
+use super::ports::Ports;
+use super::resolver::Resolver;
+use super::status::{Client, Identity, Listener, Moment, WallClock};
+use super::story::Story;
+use super::{RunError, clock};
+use crate::dataplane::{Dataplane, Mailbox, Message};
+use crate::protocol::{Event, Link, Output, Path, SocketId, Time, Transmit};
+use crate::sys::timer::Timer;
+use crate::sys::udp;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+/// A goodbye takes 100 ms; by then the link is over, said or not.
+const CLOSING_TIME: Duration = Duration::from_secs(1);
+
+/// All that can wake the driver.
+pub(super) struct Inlets {
+    pub(super) timer: Timer,
+    pub(super) mailbox: Mailbox,
+    pub(super) resolver: Resolver,
+    pub(super) listener: Listener,
+}
+
+/// What woke it.
+enum Woken {
+    Timer(io::Result<()>),
+    Mail(Message),
+    Addresses(Vec<SocketAddr>),
+    Asked(Client),
+    Stop,
+}
+
+/// The engine and what it acts on.
+pub(super) struct Driver {
+    pub(super) link: Link,
+    pub(super) dataplane: Dataplane,
+    pub(super) ports: Ports,
+    pub(super) identity: Identity,
+    /// Where the peer is, for whoever keeps the MTU …
+    pub(super) peer: watch::Sender<Option<IpAddr>>,
+    /// … and the largest inner packet that fits one datagram there.
+    pub(super) largest: watch::Receiver<Option<u32>>,
+    pub(super) state: DriverState,
+}
+
+/// What the driver remembers for itself.
+#[derive(Default)]
+pub(super) struct DriverState {
+    story: Story,
+    wall_clock: WallClock,
+    /// Where the peer is looked for.
+    sought: Vec<SocketAddr>,
+    /// Nothing answers: the name may mean another address by now.
+    look_again: bool,
+    /// Once the link closes: what comes of it, and when that is over at the latest.
+    ending: Option<(Result<(), RunError>, Time)>,
+}
+
+impl Driver {
+    /// Drives the link until `stop`, or until it cannot go on; then says goodbye and stops the loops.
+    pub(super) async fn run(mut self, mut inlets: Inlets, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        let mut stop = pin!(stop);
+        self.link.handle_timeout(clock()?);
+        loop {
+            let now = clock()?;
+            self.carry_out(now);
+            if std::mem::take(&mut self.state.look_again) {
+                inlets.resolver.look_again();
+            }
+            if let Some((result, _)) = self.state.ending.take_if(|(_, by)| *by <= now || self.link.is_closed()) {
+                self.dataplane.stop();
+                return result;
+            }
+            let by = self.state.ending.as_ref().map(|(_, by)| *by);
+            let due = [self.link.poll_timeout(), by].into_iter().flatten().min();
+            let woken = tokio::select! {
+                fired = inlets.timer.until(due.map(|due| due.0)) => Woken::Timer(fired),
+                message = inlets.mailbox.recv() => Woken::Mail(message),
+                addresses = inlets.resolver.next() => Woken::Addresses(addresses),
+                client = inlets.listener.next() => Woken::Asked(client),
+                () = &mut stop, if by.is_none() => Woken::Stop,
+            };
+            self.handle(clock()?, woken)?;
+        }
+    }
+
+    fn handle(&mut self, now: Time, woken: Woken) -> Result<(), RunError> {
+        match woken {
+            Woken::Timer(fired) => {
+                fired.map_err(RunError::system("cannot wait for the time"))?;
+                self.link.handle_timeout(now);
+            }
+            Woken::Mail(Message::Input(input)) => self.link.handle_input(now, input),
+            Woken::Mail(Message::SendFailed { path, error }) => {
+                debug!("user data cannot leave from the address in use: {error}");
+                self.link.handle_send_failure(now, path);
+            }
+            Woken::Mail(Message::LoopDied { which, error }) => {
+                let interface = self.identity.interface.clone();
+                self.end(now, Err(RunError::LoopDied { which, interface, source: error }));
+            }
+            Woken::Addresses(addresses) => {
+                self.link.handle_addresses(now, &addresses);
+                self.state.sought = addresses;
+            }
+            Woken::Asked(client) => client.answer(&self.status(now)),
+            Woken::Stop => self.end(now, Ok(())),
+        }
+        Ok(())
+    }
+
+    /// Begins to close the link; what it ends with is what it was first closed for.
+    fn end(&mut self, now: Time, result: Result<(), RunError>) {
+        if self.state.ending.is_none() {
+            self.state.ending = Some((result, now + CLOSING_TIME));
+            self.link.close(now);
+        }
+    }
+
+    /// Does what the engine says until it has nothing more to say.
+    fn carry_out(&mut self, now: Time) {
+        while let Some(output) = self.link.poll_output() {
+            match output {
+                Output::Ingress(update) => self.dataplane.ingress(update),
+                Output::Egress(update) => self.dataplane.egress(update),
+                Output::Send(transmit) => self.send(now, transmit),
+                Output::Event(event) => self.hear(now, event),
+            }
+        }
+        let path = self.link.status().path.map(|path| path.peer);
+        let peer = path.or(self.state.sought.first().copied()).map(|address| address.ip());
+        self.peer.send_if_modified(|told| std::mem::replace(told, peer) != peer);
+    }
+
+    fn send(&mut self, now: Time, Transmit { path, datagram }: Transmit) {
+        let mut sent = self.dataplane.send(path, &datagram);
+        if path.local.is_some() && sent.as_ref().is_err_and(udp::unpins) {
+            self.link.handle_send_failure(now, path);
+            // The same bytes once more, from the address the routing table gives.
+            sent = self.dataplane.send(Path { local: None, ..path }, &datagram);
+        }
+        match sent {
+            Ok(()) => {}
+            // A full buffer, or a datagram for a socket that has gone meanwhile.
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotFound) => {
+                debug!("a datagram to {} was not sent: {error}", path.peer);
+            }
+            Err(error) => {
+                if let Some(line) = self.state.story.cannot_send(now, path.peer, &error) {
+                    line.log();
+                }
+            }
+        }
+    }
+
+    /// Tells people of an event, and does what follows from it.
+    fn hear(&mut self, now: Time, event: Event) {
+        if let Some(line) = self.state.story.tell(now, &event, &self.link.status()) {
+            line.log();
+        }
+        match event {
+            Event::WantSocket => self.open_port(now),
+            Event::UsesSocket(id) => self.use_port(now, id),
+            Event::NoAnswer { .. } => self.state.look_again = true,
+            _ => {}
+        }
+    }
+
+    fn open_port(&mut self, now: Time) {
+        let socket = match self.ports.open_another() {
+            Ok(socket) => socket,
+            Err(error) => return warn!("staying with the UDP port there is: {error}"),
+        };
+        let used = self.link.status().path.map(|path| path.socket);
+        let (id, evicted) = self.ports.next(used);
+        if let Some(evicted) = evicted {
+            self.dataplane.remove_socket(evicted);
+        }
+        match self.dataplane.add_socket(id, socket) {
+            Ok(()) => self.link.handle_socket(now, id),
+            Err(error) => warn!("staying with the UDP port there is: {error}"),
+        }
+    }
+
+    /// The line goes over this socket: the others close, and the next cold open goes over it too.
+    fn use_port(&mut self, now: Time, id: SocketId) {
+        for needless in self.ports.take_needless(id) {
+            self.dataplane.remove_socket(needless);
+        }
+        self.link.handle_socket(now, id);
+    }
+
+    fn status(&mut self, now: Time) -> String {
+        let (link, levels) = (self.link.status(), self.link.levels());
+        let since = self.state.wall_clock.show(link.since, now, SystemTime::now());
+        let moment = Moment {
+            now,
+            link,
+            sought: self.state.sought.first().copied(),
+            mtu: *self.largest.borrow(),
+            counters: self.dataplane.counters(),
+            drops: &levels.drops,
+        };
+        moment.show(&self.identity, since).to_json()
+    }
+}

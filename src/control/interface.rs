@@ -1,0 +1,196 @@
+//! The link's interface: made at start with its addresses and routes, and kept at the MTU that fits the way to the peer.
+//!
+//! There is no undoing here: the kernel takes the interface, its addresses and its routes away when the last descriptor of
+//! the device closes, also after kill -9.
+
+use super::RunError;
+use crate::config::{LinkConfig, Mtu};
+use crate::protocol::constants::MIN_TRANSPORT;
+use crate::sys::netlink::{Netlink, NetlinkError};
+use crate::sys::tun;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+/// An outer packet of this size is taken for granted until the way to the peer is known: Ethernet's.
+const USUAL_MTU: u32 = 1_500;
+/// Linux takes IPv6 off an interface below this (RFC 8200 §5), and does not bring it back.
+const MIN_MTU: u32 = 1_280;
+/// The largest packet the link carries.
+const MAX_MTU: u32 = 9_000;
+/// The way to the peer is looked at this often: its route may have changed.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// The largest inner packet that fits one datagram on a way that carries `outer` bytes to `peer`: less the IP header
+/// without options, the UDP header, and the transport header and tag.
+fn fits(outer: u32, peer: IpAddr) -> u32 {
+    let ip = if peer.is_ipv4() { 20 } else { 40 };
+    outer.saturating_sub(ip + 8 + MIN_TRANSPORT as u32).min(MAX_MTU)
+}
+
+/// What `mtu = "auto"` is where packets of that size fit.
+fn auto(fits: u32) -> u32 {
+    fits.max(MIN_MTU)
+}
+
+/// Makes the interface and brings it up. It lives as long as the descriptor.
+pub(super) async fn create(netlink: &Netlink, config: &LinkConfig) -> Result<(u32, OwnedFd), RunError> {
+    let tun = tun::create(&config.interface)?;
+    let index = netlink.index(&config.interface).await?;
+    let mtu = match config.mtu {
+        Mtu::Fixed(mtu) => mtu.into(),
+        // The peer may be reached over IPv6.
+        Mtu::Auto => USUAL_MTU - 80,
+    };
+    netlink.set_mtu(index, mtu).await?;
+    for address in &config.addresses {
+        netlink.add_address(index, address.addr(), address.prefix_len()).await?;
+    }
+    netlink.set_up(index).await?;
+    for route in &config.routes {
+        netlink.add_route(index, route.addr(), route.prefix_len(), config.metric).await?;
+    }
+    Ok((index, tun))
+}
+
+/// Keeps the interface's MTU right for the way to the peer.
+pub(super) struct MtuKeeper {
+    netlink: Netlink,
+    index: u32,
+    config: Mtu,
+    set: Option<u32>,
+    warned: Option<u32>,
+}
+
+impl MtuKeeper {
+    pub(super) fn new(netlink: Netlink, index: u32, config: Mtu) -> MtuKeeper {
+        MtuKeeper { netlink, index, config, set: None, warned: None }
+    }
+
+    /// Follows `peer` for ever, and tells the largest inner packet that fits one datagram there.
+    pub(super) async fn follow(
+        mut self,
+        mut peer: watch::Receiver<Option<IpAddr>>,
+        largest: watch::Sender<Option<u32>>,
+    ) {
+        loop {
+            let address = *peer.borrow_and_update();
+            if let Some(address) = address {
+                match self.look(address).await {
+                    Ok(fits) => _ = largest.send_replace(Some(fits)),
+                    // The routing tables say so soon enough: sending fails.
+                    Err(error) => debug!("the interface's MTU stays: {error}"),
+                }
+            }
+            tokio::select! {
+                changed = peer.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(REFRESH) => {}
+            }
+        }
+    }
+
+    async fn look(&mut self, peer: IpAddr) -> Result<u32, NetlinkError> {
+        let outer = self.netlink.route_to(peer).await?.mtu;
+        let fits = fits(outer, peer);
+        let mtu = match self.config {
+            Mtu::Fixed(mtu) => mtu.into(),
+            Mtu::Auto => auto(fits),
+        };
+        if self.config == Mtu::Auto && self.set != Some(mtu) {
+            self.netlink.set_mtu(self.index, mtu).await?;
+            self.set = Some(mtu);
+            info!("MTU {mtu}: the way to {peer} carries packets of {outer} bytes");
+        }
+        if mtu > fits && self.warned != Some(fits) {
+            self.warned = Some(fits);
+            warn!("{}", too_large(mtu, fits, peer, self.config));
+        }
+        Ok(fits)
+    }
+}
+
+fn too_large(mtu: u32, fits: u32, peer: IpAddr, config: Mtu) -> String {
+    let what =
+        format!("the interface's MTU is {mtu}, but {fits} bytes are all that fits one datagram on the way to {peer}");
+    let help = match config {
+        Mtu::Fixed(_) if fits >= MIN_MTU => format!("set mtu = \"auto\", or {fits} at most, in [link]"),
+        _ => format!("{MIN_MTU} is the least an interface with IPv6 can have; raise the MTU of the way to the peer"),
+    };
+    format!("{what}: larger packets are dropped; {help}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::netns::NetNs;
+
+    const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::LOCALHOST);
+
+    #[test]
+    fn sizes_on_known_ways() {
+        assert_eq!((fits(1500, V4), fits(1500, V6)), (1440, 1420));
+        assert_eq!((fits(1492, V4), fits(65_536, V4), fits(20, V6)), (1432, 9_000, 0));
+        assert_eq!(auto(fits(1500, V4)), 1440);
+        assert_eq!(auto(fits(1280, V6)), 1280, "never below what IPv6 needs, though it does not fit");
+    }
+
+    #[test]
+    fn advice_fits_the_case() {
+        let fixed = too_large(1500, 1440, V4, Mtu::Fixed(1500));
+        assert!(fixed.contains("mtu = \"auto\", or 1440 at most"), "{fixed}");
+        for config in [Mtu::Fixed(1280), Mtu::Auto] {
+            let small = too_large(1280, 1200, V6, config);
+            assert!(small.contains("raise the MTU of the way"), "{small}");
+        }
+    }
+
+    /// Runs `test` in an empty network of its own, where this machine allows that.
+    fn in_own_network(test: impl Future<Output = ()> + Send) {
+        let Ok(network) = NetNs::create() else {
+            assert!(std::env::var_os("CI").is_none(), "may not make a network namespace");
+            return eprintln!("skipped: may not make a network namespace");
+        };
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        network.run(|| runtime().block_on(test)).unwrap();
+    }
+
+    #[test]
+    fn an_interface_follows_the_route_to_the_peer_and_leaves_with_its_descriptor() {
+        in_own_network(async {
+            let netlink = Netlink::open().unwrap();
+            netlink.create_veth("out", "far").await.unwrap();
+            let out = netlink.index("out").await.unwrap();
+            netlink.set_mtu(out, 1492).await.unwrap();
+            netlink.add_address(out, "192.0.2.9".parse().unwrap(), 24).await.unwrap();
+            netlink.set_up(out).await.unwrap();
+
+            let config = LinkConfig {
+                interface: "tl-test".into(),
+                addresses: vec!["10.99.0.1/30".parse().unwrap(), "fd99::1/126".parse().unwrap()],
+                routes: vec!["198.51.100.0/24".parse().unwrap(), "fd77::/64".parse().unwrap()],
+                mtu: Mtu::Auto,
+                metric: Some(7),
+            };
+            let (index, tun) = create(&netlink, &config).await.unwrap();
+            assert_eq!(netlink.mtu(index).await.unwrap(), 1420);
+            assert_eq!(netlink.route_to("198.51.100.7".parse().unwrap()).await.unwrap().oif, index);
+            assert_eq!(netlink.route_to("fd77::7".parse().unwrap()).await.unwrap().oif, index);
+
+            let (peer, watched) = watch::channel(None);
+            let (tell, mut largest) = watch::channel(None);
+            let keeper = tokio::spawn(MtuKeeper::new(netlink.clone(), index, Mtu::Auto).follow(watched, tell));
+            peer.send_replace(Some(V4));
+            largest.changed().await.unwrap();
+            assert_eq!(*largest.borrow(), Some(1432));
+            assert_eq!(netlink.mtu(index).await.unwrap(), 1432);
+            drop(peer);
+            keeper.await.unwrap();
+
+            drop(tun);
+            assert!(netlink.index("tl-test").await.is_err(), "still there");
+        });
+    }
+}

@@ -1,0 +1,216 @@
+//! Where the peer is, as config and DNS say: names are looked up in the background, for ever.
+//!
+//! It only feeds the list of addresses that a cold open knocks at; DNS never touches a session. A lookup that fails
+//! leaves the last answer in force.
+
+use crate::config::Endpoint;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::lookup_host;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+/// A name is looked up again this long after its last answer.
+const REFRESH: Duration = Duration::from_secs(300);
+/// The first pause after a failure; it doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Lookups are at least this far apart, whoever asks for them.
+const SPACING: Duration = Duration::from_secs(5);
+/// A name that does not resolve is in the log this often at most.
+const COMPLAIN: Duration = Duration::from_secs(60);
+
+/// The address families a socket can send to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Families {
+    v4: bool,
+    v6: bool,
+}
+
+impl Families {
+    /// Those of a socket bound to `local`: `[::]` serves both.
+    pub(super) fn of(local: SocketAddr) -> Families {
+        Families { v4: local.is_ipv4() || local.ip().is_unspecified(), v6: local.is_ipv6() }
+    }
+
+    fn take(self, ip: IpAddr) -> bool {
+        if ip.is_ipv4() { self.v4 } else { self.v6 }
+    }
+
+    fn name(self) -> &'static str {
+        match (self.v4, self.v6) {
+            (true, false) => "IPv4",
+            (false, true) => "IPv6",
+            _ => "IPv4 or IPv6",
+        }
+    }
+}
+
+/// The peer's addresses as they become known.
+pub(super) struct Resolver {
+    found: mpsc::Receiver<Vec<SocketAddr>>,
+    again: Arc<Notify>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Resolver {
+    /// Begins to look `endpoint` up. An address needs no lookup: it is there at the first [`Resolver::next`].
+    pub(super) fn start(endpoint: Option<&Endpoint>, families: Families) -> Resolver {
+        let (tell, found) = mpsc::channel(1);
+        let again = Arc::new(Notify::new());
+        let task = match endpoint {
+            None => None,
+            Some(endpoint) => match endpoint.host.parse::<IpAddr>() {
+                Ok(ip) => {
+                    let address = SocketAddr::new(ip.to_canonical(), endpoint.port);
+                    let _ = tell.try_send(vec![address]); // there is room for one
+                    None
+                }
+                Err(_) => Some(tokio::spawn(keep_looking(endpoint.clone(), families, tell, again.clone()))),
+            },
+        };
+        Resolver { found, again, task }
+    }
+
+    /// The next list that differs from the one before; waits for ever if there is nothing to look up. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Vec<SocketAddr> {
+        match self.found.recv().await {
+            Some(addresses) => addresses,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Nothing answers at the addresses given: they may be old.
+    pub(super) fn look_again(&self) {
+        self.again.notify_one();
+    }
+}
+
+impl Drop for Resolver {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+async fn keep_looking(endpoint: Endpoint, families: Families, tell: mpsc::Sender<Vec<SocketAddr>>, again: Arc<Notify>) {
+    let mut known = Vec::new();
+    let mut retry = RETRY_MIN;
+    let mut complaint: Option<Instant> = None;
+    loop {
+        match look_up(&endpoint, families).await {
+            Ok(addresses) => {
+                retry = RETRY_MIN;
+                if addresses != known {
+                    debug!("{endpoint} is at {}", listed(&addresses));
+                    known.clone_from(&addresses);
+                    if tell.send(addresses).await.is_err() {
+                        return; // nobody listens any more
+                    }
+                }
+                sleep(SPACING).await;
+                tokio::select! {
+                    () = sleep(REFRESH - SPACING) => {}
+                    () = again.notified() => {}
+                }
+            }
+            Err(error) => {
+                if complaint.is_none_or(|at| at.elapsed() >= COMPLAIN) {
+                    complaint = Some(Instant::now());
+                    warn!("cannot look up {endpoint}: {error}; trying again");
+                }
+                sleep(retry).await;
+                retry = (retry * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+async fn look_up(endpoint: &Endpoint, families: Families) -> io::Result<Vec<SocketAddr>> {
+    // getaddrinfo also turns the zone of a link-local address into its scope.
+    let found: Vec<SocketAddr> = lookup_host((endpoint.host.as_str(), endpoint.port)).await?.collect();
+    let usable = usable(&found, families);
+    if usable.is_empty() {
+        let what = format!("it has no {} address, and this end's socket takes no other", families.name());
+        return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, what));
+    }
+    Ok(usable)
+}
+
+/// What the socket can send to, each address once, the families by turns (as RFC 8305 §4 does): few addresses are tried at
+/// a time, and a host's many addresses of the family that does not work must not keep the other one's out.
+fn usable(found: &[SocketAddr], families: Families) -> Vec<SocketAddr> {
+    let mut first = Vec::new();
+    let mut second = Vec::new();
+    for address in found {
+        let mut address = *address;
+        address.set_ip(address.ip().to_canonical());
+        let first_is_v4 = first.first().is_none_or(|a: &SocketAddr| a.is_ipv4() == address.is_ipv4());
+        let list = if first_is_v4 { &mut first } else { &mut second };
+        if families.take(address.ip()) && !list.contains(&address) {
+            list.push(address);
+        }
+    }
+    let mut second = second.into_iter();
+    let mut turns: Vec<SocketAddr> = first.into_iter().flat_map(|a| [Some(a), second.next()]).flatten().collect();
+    turns.extend(second);
+    turns
+}
+
+/// Addresses in a sentence.
+pub(super) fn listed(addresses: &[SocketAddr]) -> String {
+    let words: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(text: &str) -> Vec<SocketAddr> {
+        text.split_whitespace().map(|word| word.parse().unwrap()).collect()
+    }
+
+    fn families(listen: &str) -> Families {
+        Families::of(listen.parse().unwrap())
+    }
+
+    #[test]
+    fn only_what_the_socket_can_send_to_is_used() {
+        let found = addresses("[2001:db8::1]:1 192.0.2.1:1");
+        assert_eq!(usable(&found, families("0.0.0.0:0")), addresses("192.0.2.1:1"));
+        assert_eq!(usable(&found, families("192.0.2.9:0")), addresses("192.0.2.1:1"));
+        assert_eq!(usable(&found, families("[2001:db8::9]:0")), addresses("[2001:db8::1]:1"));
+        assert_eq!(usable(&found, families("[::]:0")), found);
+    }
+
+    #[test]
+    fn families_take_turns_and_nothing_is_there_twice_or_mapped() {
+        let found = addresses("[2001:db8::1]:1 [2001:db8::2]:1 [2001:db8::1]:1 [2001:db8::3]:1 192.0.2.1:1");
+        let turns = "[2001:db8::1]:1 192.0.2.1:1 [2001:db8::2]:1 [2001:db8::3]:1";
+        assert_eq!(usable(&found, families("[::]:0")), addresses(turns));
+        let mapped = addresses("[::ffff:192.0.2.1]:1 192.0.2.1:1 [2001:db8::1]:1 192.0.2.2:1");
+        assert_eq!(usable(&mapped, families("[::]:0")), addresses("192.0.2.1:1 [2001:db8::1]:1 192.0.2.2:1"));
+    }
+
+    #[tokio::test]
+    async fn an_address_is_there_at_once_and_canonical() {
+        let endpoint: Endpoint = "[::ffff:192.0.2.7]:7311".parse().unwrap();
+        let mut resolver = Resolver::start(Some(&endpoint), families("[::]:0"));
+        assert_eq!(resolver.next().await, addresses("192.0.2.7:7311"));
+        let more = tokio::time::timeout(Duration::from_millis(10), resolver.next()).await;
+        assert!(more.is_err(), "an address does not change");
+    }
+
+    #[tokio::test]
+    async fn localhost_is_found_in_the_sockets_family() {
+        let endpoint: Endpoint = "localhost:7311".parse().unwrap();
+        let mut resolver = Resolver::start(Some(&endpoint), families("0.0.0.0:0"));
+        assert_eq!(resolver.next().await, addresses("127.0.0.1:7311"));
+    }
+}

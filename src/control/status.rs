@@ -1,0 +1,345 @@
+//! What `tieline status` shows of a running link: the document, version 1, and how it is filled in.
+//!
+//! Fields may be added, never changed or taken away. How the document travels is `socket`'s business.
+
+mod socket;
+
+pub use socket::{AskError, ask, run_dir, running, socket_path};
+pub(super) use socket::{Client, Listener, is_live};
+
+use crate::dataplane::Counters;
+use crate::protocol::control::State as LinkState;
+use crate::protocol::levels::Drops as LinkDrops;
+use crate::protocol::{Time, link};
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, SystemTime};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// The version of the document.
+pub const VERSION: u32 = 1;
+/// The handshake every session begins with.
+const NOISE: &str = "Noise_KKpsk2_25519_ChaChaPoly_SHA256";
+
+/// All there is to see of one link. What is not known is null.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`VERSION`]
+    pub version: u32,
+    /// The config file's stem.
+    pub name: String,
+    /// The interface.
+    pub interface: String,
+    /// Whether the peer is there.
+    pub state: State,
+    /// Since when the state is what it is (RFC 3339, UTC); reckoned back from the wall clock, which may be wrong.
+    pub since: Option<String>,
+    /// The other end.
+    pub peer: Peer,
+    /// The session all is sent under; null while there is none.
+    pub session: Option<Session>,
+    /// The line.
+    pub path: Path,
+    /// Datagrams and frames that were dropped since the start, by reason.
+    pub drops: Drops,
+}
+
+/// The state of liveness (RFC 5880 §6.8.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Both ends hear each other.
+    Up,
+    /// The peer is heard, and does not say yet that it hears this end.
+    Init,
+    /// The peer is not heard.
+    Down,
+}
+
+/// The other end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its public key.
+    pub public_key: String,
+    /// Where it is, or where it is looked for.
+    pub endpoint: Option<String>,
+}
+
+/// A session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Session {
+    /// The Noise protocol of its handshake.
+    pub noise: String,
+    /// Its AEAD.
+    pub cipher: String,
+    /// Whether ML-KEM-768 went into its keys.
+    pub post_quantum: bool,
+    /// Its number: it rises with each session.
+    pub epoch: u32,
+    /// Its age in seconds.
+    pub age_s: f64,
+}
+
+/// The line, as the Reports and the traffic itself show it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Path {
+    /// The largest inner packet, in bytes, that fits one datagram.
+    pub mtu: Option<u32>,
+    /// Round-trip time in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Jitter in milliseconds (RFC 3550 §6.4.1).
+    pub jitter_ms: Option<f64>,
+    /// To the peer.
+    pub tx: Traffic,
+    /// From the peer.
+    pub rx: Traffic,
+}
+
+/// User traffic inside the link, in one direction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets since the start.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The share of them lost on the way lately, 0 to 1; for what was sent it is what the far end reports.
+    pub loss_ratio: Option<f64>,
+}
+
+/// What was dropped, by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drops {
+    /// Nonce, stamp or window: it came before, or too late to tell.
+    pub replayed: u64,
+    /// MAC, token or AEAD: not from the peer, or damaged.
+    pub unauthentic: u64,
+    /// Length, header or range.
+    pub malformed: u64,
+    /// An unknown index, or user data while there was no session.
+    pub no_session: u64,
+    /// Packets that did not fit one datagram.
+    pub too_big: u64,
+}
+
+impl Status {
+    /// As it is sent: one JSON document, readable as it stands.
+    pub(super) fn to_json(&self) -> String {
+        // It cannot fail: there are only strings, numbers that are finite, and named fields.
+        serde_json::to_string_pretty(self).map(|text| text + "\n").unwrap_or_default()
+    }
+}
+
+/// What does not change while a link runs.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub(super) name: String,
+    pub(super) interface: String,
+    pub(super) peer: String,
+}
+
+/// What does.
+pub(super) struct Moment<'a> {
+    pub(super) now: Time,
+    pub(super) link: link::Status,
+    /// Where the peer is looked for while there is no path.
+    pub(super) sought: Option<std::net::SocketAddr>,
+    pub(super) mtu: Option<u32>,
+    pub(super) counters: Counters,
+    pub(super) drops: &'a LinkDrops,
+}
+
+impl Moment<'_> {
+    /// Fills in the document.
+    pub(super) fn show(&self, identity: &Identity, since: Option<String>) -> Status {
+        let link = &self.link;
+        let endpoint = link.path.map(|path| path.peer).or(self.sought);
+        Status {
+            version: VERSION,
+            name: identity.name.clone(),
+            interface: identity.interface.clone(),
+            state: match link.state {
+                LinkState::Up => State::Up,
+                LinkState::Init => State::Init,
+                LinkState::Down => State::Down,
+            },
+            since,
+            peer: Peer { public_key: identity.peer.clone(), endpoint: endpoint.map(|address| address.to_string()) },
+            session: link.session.map(|session| Session {
+                noise: NOISE.to_owned(),
+                cipher: session.cipher.name().to_owned(),
+                post_quantum: session.post_quantum,
+                epoch: session.epoch,
+                age_s: thousandths(self.now.since(session.established).as_secs_f64()),
+            }),
+            path: self.path(),
+            drops: Drops {
+                replayed: self.drops.replayed.get(),
+                unauthentic: self.drops.unauthentic.get(),
+                malformed: self.drops.malformed.get(),
+                no_session: self.drops.no_session.get(),
+                too_big: self.drops.too_big.get(),
+            },
+        }
+    }
+
+    fn path(&self) -> Path {
+        let (link, counters) = (&self.link, &self.counters);
+        let ms = |time: Option<Duration>| time.map(|time| thousandths(time.as_secs_f64() * 1e3));
+        Path {
+            mtu: self.mtu,
+            rtt_ms: ms(link.rtt),
+            jitter_ms: ms(link.jitter),
+            tx: Traffic { packets: counters.tx_packets, bytes: counters.tx_bytes, loss_ratio: link.tx_loss },
+            rx: Traffic { packets: counters.rx_packets, bytes: counters.rx_bytes, loss_ratio: link.rx_loss },
+        }
+    }
+}
+
+fn thousandths(number: f64) -> f64 {
+    (number * 1e3).round() / 1e3
+}
+
+/// Moments of the boot clock on the wall clock, for people.
+///
+/// The same moment keeps its words, although the two clocks drift: they change only when the wall clock was set.
+#[derive(Default)]
+pub(super) struct WallClock(Option<(Time, OffsetDateTime)>);
+
+impl WallClock {
+    /// `moment` in RFC 3339, when it is `now` on the boot clock and `wall` on the wall clock; `None` where that year cannot
+    /// be written.
+    pub(super) fn show(&mut self, moment: Time, now: Time, wall: SystemTime) -> Option<String> {
+        let wall = OffsetDateTime::from(wall.checked_sub(now.since(moment))?);
+        let drift = |shown: OffsetDateTime| (shown - wall).abs();
+        let shown = match self.0 {
+            Some((last, shown)) if last == moment && drift(shown) < Duration::from_secs(2) => shown,
+            _ => wall.replace_nanosecond(0).ok()?,
+        };
+        self.0 = Some((moment, shown));
+        shown.format(&Rfc3339).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::session::Cipher;
+    use crate::protocol::{Path as LinkPath, SocketId};
+
+    const EMPTY: link::Status = link::Status {
+        state: LinkState::Down,
+        since: Time(0),
+        session: None,
+        path: None,
+        rtt: None,
+        jitter: None,
+        tx_loss: None,
+        rx_loss: None,
+    };
+
+    fn identity() -> Identity {
+        Identity { name: "hq".into(), interface: "tl0".into(), peer: "tlpub1…".into() }
+    }
+
+    fn moment(link: link::Status, drops: &LinkDrops) -> Moment<'_> {
+        let counters = Counters { tx_packets: 1, tx_bytes: 84, rx_packets: 2, rx_bytes: 168, ..Counters::default() };
+        Moment { now: Time(41_200_000_000), link, sought: None, mtu: Some(1440), counters, drops }
+    }
+
+    #[test]
+    fn version_1_as_the_contract_has_it() {
+        let session =
+            link::SessionStatus { cipher: Cipher::Aes256Gcm, post_quantum: true, epoch: 3, established: Time(0) };
+        let path = LinkPath { socket: SocketId(0), local: None, peer: "203.0.113.7:7311".parse().unwrap() };
+        let link = link::Status {
+            state: LinkState::Up,
+            since: Time(0),
+            session: Some(session),
+            path: Some(path),
+            rtt: Some(Duration::from_micros(12_100)),
+            jitter: Some(Duration::from_micros(300)),
+            tx_loss: Some(0.0),
+            rx_loss: Some(0.25),
+        };
+        let drops = LinkDrops::default();
+        drops.replayed.add(5);
+        let status = moment(link, &drops).show(&identity(), Some("2026-01-02T03:04:05Z".into()));
+        let golden = r#"{
+  "version": 1,
+  "name": "hq",
+  "interface": "tl0",
+  "state": "up",
+  "since": "2026-01-02T03:04:05Z",
+  "peer": {
+    "public_key": "tlpub1…",
+    "endpoint": "203.0.113.7:7311"
+  },
+  "session": {
+    "noise": "Noise_KKpsk2_25519_ChaChaPoly_SHA256",
+    "cipher": "aes-256-gcm",
+    "post_quantum": true,
+    "epoch": 3,
+    "age_s": 41.2
+  },
+  "path": {
+    "mtu": 1440,
+    "rtt_ms": 12.1,
+    "jitter_ms": 0.3,
+    "tx": {
+      "packets": 1,
+      "bytes": 84,
+      "loss_ratio": 0.0
+    },
+    "rx": {
+      "packets": 2,
+      "bytes": 168,
+      "loss_ratio": 0.25
+    }
+  },
+  "drops": {
+    "replayed": 5,
+    "unauthentic": 0,
+    "malformed": 0,
+    "no_session": 0,
+    "too_big": 0
+  }
+}
+"#;
+        assert_eq!(status.to_json(), golden);
+        assert_eq!(serde_json::from_str::<Status>(golden).unwrap(), status);
+    }
+
+    #[test]
+    fn what_is_not_known_is_null() {
+        let drops = LinkDrops::default();
+        let status = Moment { mtu: None, ..moment(EMPTY, &drops) }.show(&identity(), None);
+        let json: serde_json::Value = serde_json::from_str(&status.to_json()).unwrap();
+        for field in ["/since", "/peer/endpoint", "/session", "/path/mtu", "/path/rtt_ms", "/path/tx/loss_ratio"] {
+            assert_eq!(json.pointer(field), Some(&serde_json::Value::Null), "{field}");
+        }
+        assert_eq!(json["state"], "down");
+    }
+
+    #[test]
+    fn a_document_with_more_fields_is_read_too() {
+        let drops = LinkDrops::default();
+        let status = moment(EMPTY, &drops).show(&identity(), None);
+        let later = status.to_json().replacen('{', r#"{ "history": [1, 2], "#, 1);
+        assert_eq!(serde_json::from_str::<Status>(&later).unwrap(), status);
+    }
+
+    #[test]
+    fn a_moment_keeps_its_words_until_the_clock_is_set() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        let (mut clock, moment) = (WallClock::default(), Time(5_000_000_000));
+        // A second begins at the moment: the two clocks need not agree on which.
+        let words = clock.show(moment, Time(6_000_000_000), epoch + Duration::from_millis(100_999)).unwrap();
+        assert_eq!(words, "1970-01-01T00:01:39Z");
+        let drifted = clock.show(moment, Time(7_000_000_000), epoch + Duration::from_millis(102_001)).unwrap();
+        assert_eq!(drifted, words);
+        let set = clock.show(moment, Time(8_000_000_000), epoch + Duration::from_secs(1_767_323_048)).unwrap();
+        assert_eq!(set, "2026-01-02T03:04:05Z");
+        let other = clock.show(Time(8_000_000_000), Time(8_000_000_000), epoch).unwrap();
+        assert_eq!(other, "1970-01-01T00:00:00Z");
+    }
+}

@@ -1,0 +1,344 @@
+//! What a link lives through, in words for whoever runs it: what happens, and when nothing does, the likely cause.
+//!
+//! Only words are made here, and how often they may be said is decided; [`Line::log`] says them.
+
+use super::resolver::listed;
+use crate::protocol::constants::{MISSED_REPORTS, NOTICE_SPACING, VERSION};
+use crate::protocol::control::State;
+use crate::protocol::link::{DownCause, Status};
+use crate::protocol::wire::Verdict;
+use crate::protocol::{Event, Time};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tracing::Level;
+
+/// One line of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    pub(super) level: Level,
+    pub(super) text: String,
+}
+
+impl Line {
+    fn new(level: Level, text: impl Into<String>) -> Option<Line> {
+        Some(Line { level, text: text.into() })
+    }
+
+    /// Writes it to the log.
+    pub(super) fn log(&self) {
+        // The level of a tracing event is fixed where it stands.
+        match self.level {
+            Level::ERROR => tracing::error!("{}", self.text),
+            Level::WARN => tracing::warn!("{}", self.text),
+            Level::INFO => tracing::info!("{}", self.text),
+            _ => tracing::debug!("{}", self.text),
+        }
+    }
+}
+
+/// What is said once a minute at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Complaint {
+    NoAnswer,
+    NoAnswerAfterChallenge,
+    PresharedKeys,
+    Refused,
+    Stranger,
+    Version,
+    Rekey,
+    HybridUnfinished,
+    Crypto,
+    Sending,
+}
+
+/// The story so far.
+#[derive(Default)]
+pub(super) struct Story {
+    said: BTreeMap<Complaint, Time>,
+    /// Where the cold open that runs knocks, and since when.
+    connecting: Option<(Vec<SocketAddr>, Time)>,
+    /// The Response of that cold open came and did not open.
+    response_unreadable: bool,
+}
+
+impl Story {
+    /// What there is to say about an event; `status` is the link's after it.
+    pub(super) fn tell(&mut self, now: Time, event: &Event, status: &Status) -> Option<Line> {
+        match event {
+            Event::Connecting { addresses } => self.connecting(now, addresses),
+            Event::NoAnswer { addresses, knocks, challenged } => self.no_answer(now, addresses, *knocks, *challenged),
+            Event::State { state, cause } => self.state(now, *state, *cause, status),
+            Event::Session { epoch, rekeyed: true, .. } => Line::new(Level::DEBUG, format!("rekeyed, epoch {epoch}")),
+            Event::Session { epoch, .. } => Line::new(Level::DEBUG, format!("a new session, epoch {epoch}")),
+            Event::Path(path) => Line::new(Level::INFO, format!("the path moved to {}", path.peer)),
+            Event::WantSocket => Line::new(Level::INFO, "still no answer: trying from another local port"),
+            Event::UsesSocket(id) => Line::new(Level::DEBUG, format!("the line uses socket {}", id.0)),
+            trouble => self.trouble(now, trouble, status),
+        }
+    }
+
+    /// A datagram of the engine's own was not sent.
+    pub(super) fn cannot_send(&mut self, now: Time, peer: SocketAddr, error: &std::io::Error) -> Option<Line> {
+        self.complain(now, Complaint::Sending, Level::WARN, || {
+            format!("cannot send to {peer}: {error}; is there a route to it, and does a local firewall let it pass?")
+        })
+    }
+
+    /// Attempts repeat every few seconds; only the first of a row is news.
+    fn connecting(&mut self, now: Time, addresses: &[SocketAddr]) -> Option<Line> {
+        let again = self.connecting.as_ref().is_some_and(|(last, _)| last == addresses);
+        self.connecting = Some((addresses.to_vec(), now));
+        self.response_unreadable = false;
+        let level = if again { Level::DEBUG } else { Level::INFO };
+        Line::new(level, format!("connecting to {}", listed(addresses)))
+    }
+
+    fn no_answer(&mut self, now: Time, addresses: &[SocketAddr], knocks: u32, challenged: bool) -> Option<Line> {
+        if self.response_unreadable {
+            return None; // an answer came, and was spoken of
+        }
+        let whom = listed(addresses);
+        if challenged {
+            return self.complain(now, Complaint::NoAnswerAfterChallenge, Level::WARN, || {
+                format!(
+                    "{whom} answered a knock and then nothing more: datagrams are lost on the way, or it has just stopped; \
+                     still trying"
+                )
+            });
+        }
+        self.complain(now, Complaint::NoAnswer, Level::WARN, || {
+            let knocks = if knocks == 1 { "1 knock".to_owned() } else { format!("{knocks} knocks") };
+            format!(
+                "no answer from {whom} after {knocks}: wrong address, UDP blocked on the way, the peer not running, or the two \
+                 ends don't have each other's public keys; still trying"
+            )
+        })
+    }
+
+    fn state(&mut self, now: Time, state: State, cause: Option<DownCause>, status: &Status) -> Option<Line> {
+        match (state, cause) {
+            (State::Up, _) => self.up(now, status),
+            (_, None) => None,
+            (_, Some(cause)) => Line::new(Level::WARN, gone(cause)),
+        }
+    }
+
+    /// `up with 203.0.113.7:7311 in 41 ms: aes-256-gcm, post-quantum, rtt 12.1 ms`
+    fn up(&mut self, now: Time, status: &Status) -> Option<Line> {
+        let mut text = "up".to_owned();
+        if let Some(path) = status.path {
+            text += &format!(" with {}", path.peer);
+        }
+        if let Some((_, since)) = self.connecting.take() {
+            text += &format!(" in {}", milliseconds(now.since(since)));
+        }
+        let mut facts = Vec::new();
+        if let Some(session) = status.session {
+            facts.push(session.cipher.name().to_owned());
+            facts.push(if session.post_quantum { "post-quantum" } else { "not post-quantum" }.to_owned());
+        }
+        if let Some(rtt) = status.rtt {
+            facts.push(format!("rtt {}", milliseconds(rtt)));
+        }
+        if !facts.is_empty() {
+            text += &format!(": {}", facts.join(", "));
+        }
+        Line::new(Level::INFO, text)
+    }
+
+    fn trouble(&mut self, now: Time, event: &Event, status: &Status) -> Option<Line> {
+        use {Complaint as C, Level as L};
+        match event {
+            Event::PresharedKeysDiffer => {
+                self.response_unreadable = true;
+                self.complain(now, C::PresharedKeys, L::WARN, || {
+                    "the preshared keys of the two ends differ, or only one has one: its answer is authentic and cannot be \
+                     opened; give both the same preshared_key file"
+                })
+            }
+            Event::Refused(verdict) => self.complain(now, C::Refused, L::WARN, || refused(*verdict)),
+            Event::Stranger(source) => {
+                // Beside a line that is up, it is what any open port hears.
+                let level = if status.state == State::Up { L::DEBUG } else { L::WARN };
+                self.complain(now, C::Stranger, level, || {
+                    format!(
+                        "knocks that are not from our peer: source {source}; if that is the peer, the two ends don't have each \
+                         other's public keys"
+                    )
+                })
+            }
+            Event::OtherVersion { version, peer } => self.complain(now, C::Version, L::WARN, || {
+                format!("{peer} speaks version {version} of the protocol and this end version {VERSION}: update the older")
+            }),
+            Event::HybridUnfinished => self.complain(now, C::HybridUnfinished, L::ERROR, || {
+                "hybrid rekey did not finish: the datagrams of 544 bytes it takes do not arrive; trying again"
+            }),
+            Event::RekeyFailed(why) => self.complain(now, C::Rekey, L::ERROR, || {
+                format!("a rekey failed under an authentic session: {why}; the session runs to its end, then a new one opens")
+            }),
+            Event::CryptoFailed => self.complain(now, C::Crypto, L::ERROR, || {
+                "a cryptographic primitive or the system's randomness failed on this machine; trying again"
+            }),
+            _ => None,
+        }
+    }
+
+    fn complain<T: Into<String>>(
+        &mut self,
+        now: Time,
+        kind: Complaint,
+        level: Level,
+        text: impl FnOnce() -> T,
+    ) -> Option<Line> {
+        if self.said.get(&kind).is_some_and(|said| now.since(*said) < NOTICE_SPACING) {
+            return None;
+        }
+        self.said.insert(kind, now);
+        Line::new(level, text())
+    }
+}
+
+fn gone(cause: DownCause) -> String {
+    match cause {
+        DownCause::Silence(silence) => {
+            format!("peer gone: nothing heard for {} ({MISSED_REPORTS} missed reports)", seconds(silence))
+        }
+        DownCause::Goodbye => "peer said goodbye".to_owned(),
+        DownCause::PeerDown => "peer does not hear us any more, or has started anew".to_owned(),
+    }
+}
+
+fn refused(verdict: Verdict) -> String {
+    let why = match verdict {
+        Verdict::NoCommonCipher => "the two ends share no cipher: set cipher = \"auto\" in [crypto] at both",
+        Verdict::LayersDiffer => "one end carries ethernet and the other ip: set the same layer in [link] at both",
+        Verdict::Fine => "it gives no reason",
+    };
+    format!("the peer refuses the link: {why}; asking again every 30 s")
+}
+
+/// `12.1 ms`, `41 ms`.
+fn milliseconds(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1e3;
+    if ms < 20.0 { format!("{ms:.1} ms") } else { format!("{ms:.0} ms") }
+}
+
+/// `3 s`, `0.15 s`.
+fn seconds(time: Duration) -> String {
+    format!("{} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::link::SessionStatus;
+    use crate::protocol::session::Cipher;
+    use crate::protocol::{Path, SocketId};
+
+    const STATUS: Status = Status {
+        state: State::Down,
+        since: Time(0),
+        session: None,
+        path: None,
+        rtt: None,
+        jitter: None,
+        tx_loss: None,
+        rx_loss: None,
+    };
+
+    fn at(seconds: u64) -> Time {
+        Time(seconds * 1_000_000_000)
+    }
+
+    fn peer() -> SocketAddr {
+        "203.0.113.7:7311".parse().unwrap()
+    }
+
+    fn text(line: Option<Line>) -> String {
+        line.map(|line| format!("{} {}", line.level, line.text)).unwrap_or_default()
+    }
+
+    fn up() -> Status {
+        let session = SessionStatus { cipher: Cipher::Aes256Gcm, post_quantum: true, epoch: 2, established: Time(0) };
+        let path = Path { socket: SocketId(0), local: None, peer: peer() };
+        let rtt = Some(Duration::from_micros(12_140));
+        Status { state: State::Up, session: Some(session), path: Some(path), rtt, ..STATUS }
+    }
+
+    #[test]
+    fn a_link_comes_and_goes() {
+        let mut story = Story::default();
+        let connecting = Event::Connecting { addresses: vec![peer()] };
+        assert_eq!(text(story.tell(at(1), &connecting, &STATUS)), "INFO connecting to 203.0.113.7:7311");
+        assert_eq!(text(story.tell(at(7), &connecting, &STATUS)), "DEBUG connecting to 203.0.113.7:7311");
+        let event = Event::State { state: State::Init, cause: None };
+        assert_eq!(story.tell(at(7), &event, &STATUS), None);
+        let event = Event::State { state: State::Up, cause: None };
+        let now = at(7) + Duration::from_millis(41);
+        assert_eq!(
+            text(story.tell(now, &event, &up())),
+            "INFO up with 203.0.113.7:7311 in 41 ms: aes-256-gcm, post-quantum, rtt 12.1 ms"
+        );
+        let silence = DownCause::Silence(Duration::from_secs(3));
+        let event = Event::State { state: State::Down, cause: Some(silence) };
+        assert_eq!(
+            text(story.tell(at(9), &event, &STATUS)),
+            "WARN peer gone: nothing heard for 3 s (3 missed reports)"
+        );
+        assert_eq!(text(story.tell(at(10), &connecting, &STATUS)), "INFO connecting to 203.0.113.7:7311");
+        let event = Event::State { state: State::Down, cause: Some(DownCause::Goodbye) };
+        assert_eq!(text(story.tell(at(20), &event, &STATUS)), "WARN peer said goodbye");
+    }
+
+    #[test]
+    fn an_end_that_is_called_knows_no_connect_time() {
+        let event = Event::State { state: State::Up, cause: None };
+        let line = text(Story::default().tell(at(1), &event, &up()));
+        assert!(line.starts_with("INFO up with 203.0.113.7:7311: "), "{line}");
+    }
+
+    #[test]
+    fn each_complaint_is_heard_once_a_minute_and_does_not_mute_others() {
+        let mut story = Story::default();
+        let silence = Event::NoAnswer { addresses: vec![peer()], knocks: 4, challenged: false };
+        let stranger = Event::Stranger(peer());
+        let mut heard = Vec::new();
+        for second in 0..180 {
+            for event in [&silence, &stranger, &Event::CryptoFailed] {
+                heard.extend(story.tell(at(second), event, &STATUS).map(|line| (second, line.level)));
+            }
+        }
+        let minute = |s| [(s, Level::WARN), (s, Level::WARN), (s, Level::ERROR)];
+        assert_eq!(heard, [minute(0), minute(60), minute(120)].concat());
+    }
+
+    #[test]
+    fn silence_names_its_likely_causes() {
+        let event = Event::NoAnswer { addresses: vec![peer()], knocks: 4, challenged: false };
+        let line = text(Story::default().tell(at(0), &event, &STATUS));
+        for words in ["203.0.113.7:7311", "4 knocks", "wrong address", "UDP blocked", "not running", "public keys"] {
+            assert!(line.contains(words), "{words}: {line}");
+        }
+        let line = text(Story::default().tell(at(0), &Event::Stranger(peer()), &STATUS));
+        assert!(line.contains("source 203.0.113.7:7311") && line.contains("public keys"), "{line}");
+    }
+
+    #[test]
+    fn an_answer_that_does_not_open_is_not_called_silence_too() {
+        let mut story = Story::default();
+        story.tell(at(0), &Event::Connecting { addresses: vec![peer()] }, &STATUS);
+        let line = text(story.tell(at(0), &Event::PresharedKeysDiffer, &STATUS));
+        assert!(line.starts_with("WARN the preshared keys of the two ends differ"), "{line}");
+        let silence = Event::NoAnswer { addresses: vec![peer()], knocks: 0, challenged: true };
+        assert_eq!(story.tell(at(5), &silence, &STATUS), None);
+        story.tell(at(6), &Event::Connecting { addresses: vec![peer()] }, &STATUS);
+        assert!(text(story.tell(at(11), &silence, &STATUS)).contains("answered a knock"));
+    }
+
+    #[test]
+    fn strangers_beside_a_line_that_is_up_are_no_news() {
+        let line = Story::default().tell(at(0), &Event::Stranger(peer()), &up()).unwrap();
+        assert_eq!(line.level, Level::DEBUG);
+    }
+}

@@ -1,0 +1,320 @@
+//! Two sites, a cable between them, and `tieline up` at each.
+
+use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tieline::keys::{PresharedKey, PublicKey, SecretKey};
+use tieline::sys::netlink::Netlink;
+use tieline::sys::netns::{NetNs, die_with_parent};
+
+use super::ping::Pinger;
+use super::transfer::{self, Load, Meter, Tally};
+use super::{output_within, wait_until};
+
+/// UDP port of both ends.
+pub const PORT: u16 = 7311;
+const TCP_PORT: u16 = 7000;
+/// How long anything that should happen at once may take on a machine that is busy with something else.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// The whole of it. The folder goes with it; the networks go with their last process.
+pub struct Lab {
+    pub left: Site,
+    pub right: Site,
+}
+
+/// One side: a network, addresses outside and inside the link, keys, and what its config says beyond the usual.
+pub struct Site {
+    pub name: &'static str,
+    pub network: NetNs,
+    pub outer: [IpAddr; 2],
+    pub inner: [IpAddr; 2],
+    pub interface: &'static str,
+    pub key: SecretKey,
+    /// Config as the tests change it.
+    pub peer: PublicKey,
+    pub endpoint: Option<SocketAddr>,
+    pub listen: Option<SocketAddr>,
+    pub preshared: Option<PresharedKey>,
+    /// Environment of the process.
+    pub environment: Vec<(&'static str, String)>,
+    folder: tempfile::TempDir,
+}
+
+impl Lab {
+    /// Sites that know each other's keys and IPv4 endpoints, nothing running yet.
+    pub fn new() -> Self {
+        let key = || SecretKey::generate().unwrap();
+        let (left_key, right_key) = (key(), key());
+        let (left_public, right_public) = (left_key.public().unwrap(), right_key.public().unwrap());
+        let lab = Self {
+            left: Site::new("left", "tl-left", 1, left_key, right_public),
+            right: Site::new("right", "tl-right", 2, right_key, left_public),
+        };
+        lab.lay_cable();
+        lab
+    }
+
+    fn lay_cable(&self) {
+        self.left.netlink(async |netlink| {
+            netlink.create_veth("left", "right").await.unwrap();
+            let right = netlink.index("right").await.unwrap();
+            netlink.set_netns(right, &self.right.network).await.unwrap();
+        });
+        for site in [&self.left, &self.right] {
+            site.netlink(async |netlink| {
+                let cable = netlink.index(site.name).await.unwrap();
+                netlink.add_address(cable, site.outer[0], 24).await.unwrap();
+                netlink.add_address(cable, site.outer[1], 64).await.unwrap();
+                netlink.set_up(cable).await.unwrap();
+                netlink.set_up(netlink.index("lo").await.unwrap()).await.unwrap();
+            });
+        }
+    }
+
+    /// Starts both ends and waits until a ping comes through.
+    pub fn up(&self) -> (End<'_>, End<'_>) {
+        let ends = (self.left.start(), self.right.start());
+        self.right.ping(self.left.inner[0]);
+        ends
+    }
+}
+
+impl Site {
+    fn new(name: &'static str, interface: &'static str, host: u8, key: SecretKey, peer: PublicKey) -> Self {
+        let ip = |text: String| text.parse::<IpAddr>().unwrap();
+        let other = 3 - host;
+        Self {
+            name,
+            network: NetNs::create().unwrap(),
+            outer: [ip(format!("192.0.2.{host}")), ip(format!("2001:db8::{host}"))],
+            inner: [ip(format!("10.99.0.{host}")), ip(format!("fd99::{host}"))],
+            interface,
+            key,
+            peer,
+            endpoint: Some(SocketAddr::new(ip(format!("192.0.2.{other}")), PORT)),
+            listen: Some(SocketAddr::new(ip("::".into()), PORT)),
+            preshared: None,
+            environment: Vec::new(),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// Runs `work` in the site's network with a netlink connection.
+    pub fn netlink(&self, work: impl AsyncFnOnce(Netlink) + Send) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let work = async || work(Netlink::open().unwrap()).await;
+        self.network.run(|| runtime.block_on(work())).unwrap();
+    }
+
+    /// Pings until it is answered, and says how long that took.
+    pub fn ping(&self, target: IpAddr) -> Duration {
+        self.ping_within(target, PATIENCE)
+            .unwrap_or_else(|| panic!("{}: no answer from {target} within {PATIENCE:?}", self.name))
+    }
+
+    /// Pings as often as one would by hand; every one must be answered.
+    pub fn ping_all(&self, target: IpAddr) {
+        let ping = || {
+            let mut pinger = Pinger::new(target).unwrap();
+            (0..20).filter(|_| pinger.ping(PATIENCE).unwrap().is_none()).count()
+        };
+        let lost = self.network.run(ping).unwrap();
+        assert_eq!(lost, 0, "pings from {} to {target} lost", self.name);
+    }
+
+    pub fn ping_within(&self, target: IpAddr, patience: Duration) -> Option<Duration> {
+        let started = Instant::now();
+        let ping = || {
+            let mut pinger = Pinger::new(target).unwrap();
+            pinger.until_answered(Duration::from_millis(5), || started.elapsed() < patience)
+        };
+        self.network.run(ping).unwrap().then(|| started.elapsed())
+    }
+
+    /// Names of the interfaces there are.
+    pub fn interfaces(&self) -> Vec<String> {
+        let devices = self.network.run(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap()).unwrap();
+        devices.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
+    }
+
+    /// The kernel's routes of both families, as /proc shows them.
+    pub fn routes(&self) -> String {
+        let read = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
+        self.network.run(|| read("route") + &read("ipv6_route")).unwrap()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join(format!("{}.sock", self.interface))
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join(format!("{}.toml", self.name))
+    }
+
+    fn write_config(&self) {
+        let key = self.folder.path().join("key");
+        if !key.exists() {
+            self.key.write_file(&key).unwrap();
+        }
+        let [inner4, inner6] = self.inner;
+        let mut text = format!(
+            "[link]\ninterface = \"{}\"\naddress = [\"{inner4}/30\", \"{inner6}/126\"]\n[local]\nprivate_key = \"key\"\n",
+            self.interface
+        );
+        if let Some(listen) = self.listen {
+            text += &format!("listen = \"{listen}\"\n");
+        }
+        text += &format!("[peer]\npublic_key = \"{}\"\n", self.peer);
+        if let Some(endpoint) = self.endpoint {
+            text += &format!("endpoint = \"{endpoint}\"\n");
+        }
+        if let Some(preshared) = &self.preshared {
+            let psk = self.folder.path().join("psk");
+            if !psk.exists() {
+                preshared.write_file(&psk).unwrap();
+            }
+            text += "preshared_key = \"psk\"\n";
+        }
+        fs::write(self.config(), text).unwrap();
+    }
+
+    /// A `tieline` of this site: in its network, with its folder as run directory, dead when the test is.
+    fn tieline(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tieline"));
+        command.env("TIELINE_RUN_DIR", self.folder.path()).env_remove("TIELINE_LOG").stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(name, value)| (*name, value)));
+        self.network.enter_at_start(&mut command).unwrap();
+        die_with_parent(&mut command);
+        command
+    }
+
+    /// Starts `tieline up`, without waiting for anything.
+    pub fn start(&self) -> End<'_> {
+        self.write_config();
+        let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
+        let child =
+            self.tieline().arg("up").arg(self.config()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        End { site: self, child }
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// What every `up` of this site has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // What a failed scenario shows of the ends.
+        if thread::panicking() {
+            eprintln!("── log of {} ──\n{}", self.name, self.log());
+        }
+    }
+}
+
+/// A running `tieline up`.
+pub struct End<'a> {
+    pub site: &'a Site,
+    child: Child,
+}
+
+impl End<'_> {
+    /// As a power cut would: no goodbye, nothing undone.
+    pub fn kill_9(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// As a service manager does.
+    pub fn terminate(mut self) -> ExitStatus {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        let mut status = None;
+        wait_until("ending on SIGTERM", PATIENCE, || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// `tieline status --json`, and its exit code.
+    pub fn status_and_code(&self) -> (Value, i32) {
+        let output = output_within(self.site.tieline().args(["status", "--json"]).arg(self.site.config()), PATIENCE);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let status = serde_json::from_str(&text)
+            .unwrap_or_else(|e| panic!("status --json: {e}: {text}{}", String::from_utf8_lossy(&output.stderr)));
+        (status, output.status.code().unwrap())
+    }
+
+    pub fn status(&self) -> Value {
+        self.status_and_code().0
+    }
+
+    pub fn wait_for_state(&self, state: &str) {
+        wait_until(&format!("{} being {state}", self.site.name), PATIENCE, || self.status()["state"] == state);
+    }
+
+    /// Waits until the log has a line with all of these words.
+    pub fn wait_for_log(&self, words: &[&str], patience: Duration) {
+        let has_all = |line: &str| words.iter().all(|word| line.to_lowercase().contains(word));
+        wait_until(&format!("{} logging {words:?}", self.site.name), patience, || self.site.log().lines().any(has_all));
+    }
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A TCP connection `from` one site `to` an address of the other, hashed at both ends; `meanwhile` happens while it runs.
+/// Panics unless every byte arrives.
+pub fn transfer(from: &Site, to: &Site, address: IpAddr, bytes: u64, meanwhile: impl FnOnce(&Meter)) -> Tally {
+    let address = SocketAddr::new(address, TCP_PORT);
+    let listener = to.network.run(|| TcpListener::bind(address)).unwrap().unwrap();
+    let connect = || TcpStream::connect_timeout(&address, PATIENCE);
+    let outgoing = from.network.run(connect).unwrap().unwrap();
+    let incoming = listener.accept().unwrap().0;
+    let (load, meter) = (Load::Hashed(bytes), Meter::default());
+    let (sent, received) = thread::scope(|scope| {
+        let sender = scope.spawn(|| meter.guard(transfer::send(&outgoing, load, &meter)));
+        let receiver = scope.spawn(|| meter.guard(transfer::receive(&incoming, load, &meter)));
+        meanwhile(&meter);
+        (sender.join().unwrap(), receiver.join().unwrap())
+    });
+    let (sent, received) = (sent.unwrap(), received.unwrap());
+    assert_eq!(received.bytes, bytes);
+    assert_eq!((sent.bytes, sent.sha256), (received.bytes, received.sha256));
+    println!(
+        "{} → {address}: {} MB at {:.2} Gbit/s",
+        from.name,
+        bytes / 1_000_000,
+        bytes as f64 * 8e-9 / received.took.as_secs_f64()
+    );
+    received
+}
+
+/// Waits until so many bytes of a running transfer have arrived.
+pub fn wait_for_bytes(meter: &Meter, bytes: u64) {
+    wait_until(&format!("{bytes} bytes to arrive"), PATIENCE, || {
+        assert!(!meter.stop.load(Relaxed), "the transfer failed");
+        meter.received.load(Relaxed) >= bytes
+    });
+}
