@@ -3,6 +3,7 @@
 //! The peer may lie: arithmetic saturates, and nothing here decides anything but what is shown.
 
 use super::{
+    constants::ECHOES,
     control::{LaneReport, Report, State},
     session::LaneSet,
     slots::Rank,
@@ -10,8 +11,6 @@ use super::{
 };
 use std::{collections::VecDeque, time::Duration};
 
-/// An echo is believed only if it is one of this many of our last Reports' times.
-const ECHOES: usize = 8;
 /// Loss is that over this many Reports.
 const LOSS_REPORTS: usize = 32;
 
