@@ -303,7 +303,7 @@ impl World {
     fn timeout(&mut self, end: usize) {
         let (now, time) = (self.now, self.ends[end].time(self.now));
         self.trace.note(now, ("timeout", end), || format!("{} wakes", who(end)));
-        self.ends[end].timer = None; // it has fired
+        (self.ends[end].timer, self.ends[end].wakes) = (None, None); // it has fired
         let process = self.ends[end].process();
         process.watch.timeout(now);
         process.link.handle_timeout(time);
@@ -424,6 +424,7 @@ impl World {
                 e.used = *id;
                 e.sockets.retain(|other, _| other == id || listens && *other == SocketId(0));
             }
+            Event::Path(path) => self.ends[end].process().watch.named(&[path.peer]),
             Event::Session { post_quantum, .. } => {
                 let hybrid = self.ends.iter().any(|end| end.setup.params.post_quantum);
                 assert!(*post_quantum || !hybrid, "a session came into use that is not hybrid");
@@ -575,6 +576,7 @@ impl World {
         self.at(self.now + pause, Happening::Frame(end));
         if self.ends[end].running() {
             self.send_frame(end, traffic.longest);
+            self.carry_out(end); // the send may have failed
         }
     }
 
