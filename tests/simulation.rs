@@ -19,10 +19,7 @@ use std::{
 };
 use support::{trace::Lines, world::Network, *};
 use tieline::protocol::{
-    Event, Output, Path, Received, SocketId,
-    constants::*,
-    link::RekeyTimes,
-    wire::{self, Kind},
+    Event, Input, Notice, Output, Path, Received, Small, constants::*, link::RekeyTimes, wire::Kind,
 };
 
 /// Worlds in an ordinary `cargo test`.
@@ -181,11 +178,21 @@ fn inflict(world: &mut World, fault: Fault) {
         Fault::Unblock(end) => world.network.blocked[end] = false,
         Fault::Kill(end) if world.ends[end].running() => world.kill(end),
         Fault::Close(end) if world.ends[end].running() => world.close(end),
-        Fault::Start(end) if !world.ends[end].running() => world.start(end),
+        Fault::Start(end) => start(world, end),
         Fault::Rebind(end) => world.rebind(end),
         Fault::Renumber(end) => world.renumber(end),
         Fault::Forge(end) => forge(world, end),
-        Fault::Kill(_) | Fault::Close(_) | Fault::Start(_) => {}
+        Fault::Kill(_) | Fault::Close(_) => {}
+    }
+}
+
+/// Starts a process, unless there is one that does not close.
+fn start(world: &mut World, end: usize) {
+    if world.ends[end].closing {
+        world.kill(end);
+    }
+    if !world.ends[end].running() {
+        world.start(end);
     }
 }
 
@@ -194,9 +201,7 @@ fn recover(world: &mut World, plan: &Plan) {
     world.network = Network { delay: plan.network.delay.clone(), ..Network::default() };
     world.notice_loss = 0.0;
     for end in [A, B] {
-        if !world.ends[end].running() {
-            world.start(end);
-        }
+        start(world, end);
     }
     world.resolve_all();
     let bound = bound(plan);
@@ -229,9 +234,7 @@ fn forge(world: &mut World, end: usize) {
     if !world.ends[end].running() {
         return;
     }
-    while world.ends[end].wakes.is_some_and(|at| at <= world.now) {
-        world.step(world.now); // what is due anyway is done before
-    }
+    world.catch_up(end); // what is due anyway is done before
     if !world.ends[end].running() {
         return;
     }
@@ -286,15 +289,15 @@ fn inject(world: &mut World, end: usize, mut flight: Flight, copied: bool) {
     match received {
         Received::Nothing => assert_ne!(world.ends[end].drops(), before.1, "dropped without being counted"),
         Received::Cold if copied => {
-            let input = tieline::protocol::Input::Cold { path, datagram: tieline::protocol::Small::new(&whole) };
+            let input = Input::Cold { path, datagram: Small::new(&whole) };
             process.link.handle_input(time, input);
             answers_only(world, end, kind, flight.from);
         }
         other => panic!("a forged datagram was taken: {other:?}"),
     }
     while let Some(notice) = world.ends[end].process().receiver.poll_notice() {
-        let input = tieline::protocol::Input::Notice(notice);
-        assert!(matches!(notice, tieline::protocol::Notice::Stranger { .. }), "a forged datagram is news: {notice:?}");
+        let input = Input::Notice(notice);
+        assert!(matches!(notice, Notice::Stranger { .. }), "a forged datagram is news: {notice:?}");
         world.ends[end].process().link.handle_input(time, input);
         world.carry_out(end);
     }

@@ -62,6 +62,8 @@ pub struct End {
     /// The peer's public key, as this end has it.
     pub peer: PublicKey,
     pub process: Option<Process>,
+    /// Whether that is saying goodbye.
+    pub closing: bool,
     /// Counts processes: the one running is the last.
     pub generation: u64,
     /// The machine's own address.
@@ -92,6 +94,7 @@ impl End {
             setup,
             peer,
             process: None,
+            closing: false,
             generation: 0,
             local,
             sockets: BTreeMap::new(),

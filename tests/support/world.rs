@@ -198,7 +198,7 @@ impl World {
         let now = self.now;
         self.trace.note(now, ("kill", end), || format!("{} is killed", who(end)));
         let e = &mut self.ends[end];
-        (e.process, e.timer, e.wakes) = (None, None, None);
+        (e.process, e.timer, e.wakes, e.closing) = (None, None, None, false);
         e.sockets.retain(|id, _| *id == SocketId(0));
         e.used = SocketId(0);
     }
@@ -210,6 +210,7 @@ impl World {
         let time = self.ends[end].time(now);
         if let Some(process) = &mut self.ends[end].process {
             process.link.close(time);
+            self.ends[end].closing = true;
             self.carry_out(end);
         }
     }
@@ -298,6 +299,13 @@ impl World {
             }
         }
         true
+    }
+
+    /// Does what is due at this end, late or not.
+    pub fn catch_up(&mut self, end: usize) {
+        if self.ends[end].timer.is_some_and(|timer| timer <= self.ends[end].time(self.now)) {
+            self.timeout(end);
+        }
     }
 
     fn timeout(&mut self, end: usize) {
