@@ -37,7 +37,7 @@ pub const ATTEMPT_TIME: Duration = Duration::from_secs(5);
 /// The pause after the first failed attempt; it doubles with each further one.
 pub const PAUSE_FIRST: Duration = Duration::from_millis(500);
 /// The longest pause between attempts, before the jitter of ±25 %.
-pub const PAUSE_MAX: Duration = Duration::from_secs(1);
+pub const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// The pause after a Response that refuses the link.
 pub const PAUSE_REFUSED: Duration = Duration::from_secs(30);
 /// The most addresses knocked in one attempt.

@@ -1,7 +1,7 @@
 //! The world itself: time, the network, and the drivers of both ends, as `src/control` and `src/dataplane` would be.
 
 use super::{
-    Dice,
+    A, B, Dice,
     end::{End, EndSetup},
     trace::{Lines, Trace},
     watch::Frames,
@@ -165,11 +165,9 @@ impl World {
 
     /// Starts both ends.
     pub fn start_both(&mut self) {
-        for end in 0..2 {
-            let address = self.fresh_address(end);
-            self.ends[end].sockets.insert(SocketId(0), address);
-        }
-        for end in 0..2 {
+        let address = self.fresh_address(B);
+        self.ends[B].sockets.insert(SocketId(0), address); // A may knock before B runs
+        for end in [A, B] {
             self.name_peer(end);
             self.start(end);
         }
@@ -183,6 +181,10 @@ impl World {
     }
 
     pub fn start(&mut self, end: usize) {
+        if self.ends[end].sockets.is_empty() {
+            let address = self.fresh_address(end);
+            self.ends[end].sockets.insert(SocketId(0), address);
+        }
         let (now, seed) = (self.now, self.seed.wrapping_add(1 + end as u64));
         self.trace.note(now, ("start", end), || format!("{} starts", who(end)));
         self.ends[end].start(now, seed);
