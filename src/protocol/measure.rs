@@ -67,7 +67,7 @@ impl Measure {
         let report = Report {
             state,
             hold_us: u32::try_from(hold.as_micros()).unwrap_or(u32::MAX),
-            time_us: now.as_micros(),
+            time_us: now.as_micros().max(1), // 0 means none
             echo,
             lanes: lanes
                 .iter()

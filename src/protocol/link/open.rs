@@ -137,10 +137,10 @@ impl Link {
     pub(super) fn review_attempt(&mut self, now: Time) {
         if let Some(attempt) = &self.attempt {
             let heard = self.slots.heard().is_some_and(|heard| heard > attempt.started);
-            if attempt.reason == Reason::Silence && heard {
-                self.attempt = None;
+            if attempt.reason != Reason::Silence || !heard {
+                return;
             }
-            return;
+            self.attempt = None;
         }
         if let Some((at, reason)) = self.attempt_due()
             && at <= now
