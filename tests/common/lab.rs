@@ -44,8 +44,8 @@ pub struct Site {
     pub endpoint: Option<SocketAddr>,
     pub listen: Option<SocketAddr>,
     pub preshared: Option<PresharedKey>,
-    /// Environment of the process.
-    pub environment: Vec<(&'static str, String)>,
+    /// Arguments for `up` beyond the config.
+    pub arguments: Vec<&'static str>,
     folder: tempfile::TempDir,
 }
 
@@ -60,6 +60,9 @@ impl Lab {
             right: Site::new("right", "tl-right", 2, right_key, left_public),
         };
         lab.lay_cable();
+        // The kernel finishes setting up IPv6 on its own time; what a scenario sees should not depend on it.
+        lab.left.ping(lab.right.outer[1]);
+        lab.right.ping(lab.left.outer[1]);
         lab
     }
 
@@ -103,7 +106,7 @@ impl Site {
             endpoint: Some(SocketAddr::new(ip(format!("192.0.2.{other}")), PORT)),
             listen: Some(SocketAddr::new(ip("::".into()), PORT)),
             preshared: None,
-            environment: Vec::new(),
+            arguments: Vec::new(),
             folder: tempfile::tempdir().unwrap(),
         }
     }
@@ -146,10 +149,22 @@ impl Site {
         devices.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
     }
 
-    /// The kernel's routes of both families, as /proc shows them.
-    pub fn routes(&self) -> String {
-        let read = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
-        self.network.run(|| read("route") + &read("ipv6_route")).unwrap()
+    /// The kernel's routes as /proc shows them: destination, length or mask, interface. Without IPv6's link-local ones, which
+    /// come and go with the cable's own business.
+    pub fn routes(&self) -> Vec<[String; 3]> {
+        let read = |name, columns: [usize; 3]| {
+            let table = fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
+            let pick = |line: &str| {
+                let fields: Vec<_> = line.split_whitespace().collect();
+                columns.map(|column| fields[column].to_owned())
+            };
+            table.lines().map(pick).collect::<Vec<_>>()
+        };
+        let both = || [read("route", [1, 7, 0]), read("ipv6_route", [0, 1, 9])].concat();
+        let mut routes = self.network.run(both).unwrap();
+        routes.retain(|[destination, ..]| !destination.starts_with("fe80") && !destination.starts_with("ff"));
+        routes.sort();
+        routes
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -191,7 +206,6 @@ impl Site {
     fn tieline(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tieline"));
         command.env("TIELINE_RUN_DIR", self.folder.path()).env_remove("TIELINE_LOG").stdin(Stdio::null());
-        command.envs(self.environment.iter().map(|(name, value)| (*name, value)));
         self.network.enter_at_start(&mut command).unwrap();
         die_with_parent(&mut command);
         command
@@ -201,8 +215,15 @@ impl Site {
     pub fn start(&self) -> End<'_> {
         self.write_config();
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
-        let child =
-            self.tieline().arg("up").arg(self.config()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let child = self
+            .tieline()
+            .arg("up")
+            .args(&self.arguments)
+            .arg(self.config())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         End { site: self, child }
     }
 
