@@ -30,7 +30,7 @@ struct End {
 impl End {
     fn new(name: &'static str, address: &str, own: &SecretKey, peer: &PublicKey) -> Result<End, Box<dyn Error>> {
         let (link, sender, receiver) =
-            Link::new(Params::default(), own, peer, None, Box::new(OsEntropy::default()), Time::default())?;
+            Link::new(Params::default(), own, peer, None, Box::new(OsEntropy), Time::default())?;
         Ok(End { name, address: address.parse()?, link, sender, receiver, delivered: Vec::new() })
     }
 
