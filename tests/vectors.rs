@@ -30,7 +30,8 @@ fn every_section_of_the_file_is_known() {
     let known = ["format", "protocol_version", "noise"].into_iter().chain(SECTIONS.iter().map(|(name, _)| *name));
     let mut known: Vec<&str> = known.collect();
     let mut found: Vec<&str> = file.as_object().unwrap().keys().map(String::as_str).collect();
-    (known.sort_unstable(), found.sort_unstable());
+    known.sort_unstable();
+    found.sort_unstable();
     assert_eq!(found, known);
     assert_eq!((&file["format"], &file["noise"]), (&"tieline test vectors".into(), &NOISE.into()));
     assert_eq!(int::<u8>(&file["protocol_version"]), VERSION);
