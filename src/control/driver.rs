@@ -31,6 +31,8 @@ pub(super) struct Inlets {
 }
 
 /// What woke it.
+// The large one is the usual one, and boxing it would allocate for each.
+#[allow(clippy::large_enum_variant)]
 enum Woken {
     Timer(io::Result<()>),
     Mail(Message),
