@@ -623,6 +623,31 @@ fn figures_are_those_of_the_line() {
     }
 }
 
+#[test]
+fn a_late_report_of_the_old_family_spoils_no_figures() {
+    let mut world = up(a_opens());
+    world.start_traffic(Traffic { rate: 100.0, longest: 100 });
+    world.run(secs(5));
+    // A's last Report before it dies stays on its way …
+    world.decide(|flight| if report(flight) && flight.sender == A { Fate::Hold } else { Fate::Pass });
+    assert!(world.run_until(secs(2), |w| !w.held.is_empty()));
+    let late = world.held.pop().unwrap();
+    world.kill(A);
+    world.start(A);
+    let before = epoch(&world, B);
+    // … until B uses A's new session, but before a Report under that.
+    assert!(world.run_until(secs(3), |w| epoch(w, B) > before));
+    world.give(B, late.from, &late.bytes);
+    world.decide_nothing();
+    for flight in std::mem::take(&mut world.held) {
+        world.release(flight);
+    }
+    world.network.loss = 0.2;
+    world.run(secs(30));
+    let loss = world.status(B).rx_loss.unwrap();
+    assert!((0.15..0.25).contains(&loss), "{loss} measured of 0.2");
+}
+
 // --- paths ----------------------------------------------------------------------------------------------------
 
 #[test]
