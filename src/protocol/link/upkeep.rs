@@ -86,6 +86,7 @@ impl Link {
         if state == State::Up {
             self.attempt = None;
             self.opener.reset(now);
+            self.paths.set_probes(Vec::new()); // an answer that comes now moves nothing
         }
         self.event(Event::State { state, cause });
     }
