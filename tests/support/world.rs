@@ -524,6 +524,21 @@ impl World {
         }
     }
 
+    /// Hands an end a datagram as if it had just come from `from`; gives what it sends at once in answer.
+    pub fn give(&mut self, end: usize, from: SocketAddr, bytes: &[u8]) -> Vec<Flight> {
+        let log = self.log.get_or_insert_default();
+        let before = log.len();
+        let (&socket, &to) = self.ends[end].sockets.first_key_value().expect("a socket");
+        self.receive(end, socket, Flight { sender: 1 - end, from, to, bytes: bytes.to_vec() });
+        self.log.as_ref().map(|log| log[before..].to_vec()).unwrap_or_default()
+    }
+
+    /// What `sender` sent of this kind so far.
+    pub fn logged(&self, sender: usize, kind: Kind) -> Vec<Flight> {
+        let log = self.log.iter().flatten();
+        log.filter(|flight| flight.sender == sender && flight.kind() == Some(kind)).cloned().collect()
+    }
+
     /// An end's ingress loop takes a datagram.
     pub fn receive(&mut self, end: usize, socket: SocketId, flight: Flight) {
         let Flight { from, mut bytes, .. } = flight;

@@ -132,6 +132,7 @@ impl Link {
             peer,
         };
         self.outputs.push_back(Output::Egress(EgressUpdate::Session(sealer)));
+        self.sealing = true;
         self.announce_current();
         self.outputs.push_back(Output::Egress(EgressUpdate::Keepalive));
         self.keepalive = Keepalive { checked: now, sealed: 1 };
