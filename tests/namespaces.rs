@@ -473,6 +473,26 @@ fn children(id: u32) -> Vec<u32> {
     list.split_whitespace().map(|id| id.parse().unwrap()).collect()
 }
 
+/// Straight from the shell, in no namespace of the harness's: as root it must change nothing of the machine's, as anyone else it
+/// works or says what to do.
+#[test]
+fn demo_runs_as_whoever_runs_the_tests() {
+    let _alone = common::alone();
+    let folder = tempfile::tempdir().unwrap();
+    let interfaces = || fs::read_to_string("/proc/thread-self/net/dev").unwrap().lines().count();
+    let before = interfaces();
+    let output = output_within(&mut demo(&["--seconds", "1", "--json"], folder.path()), PATIENCE * 2);
+    assert_eq!((entries(folder.path()), interfaces()), (0, before), "the demo left something");
+    match common::namespaces_and_tun() {
+        Ok(()) => assert_demo_figures(&output),
+        Err(_) => {
+            let words = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{words}");
+            assert!(words.contains("run") && words.contains("as root"), "{words}");
+        }
+    }
+}
+
 /// Someone nobody is: no file or right of this machine is theirs.
 const NOBODY: u32 = 65534;
 

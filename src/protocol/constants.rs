@@ -29,14 +29,20 @@ pub const SEAL_DATAGRAMS: u64 = 1 << 28;
 /// Plaintext bytes all lanes of one direction may seal under one session's keys.
 pub const SEAL_BYTES: u64 = 1 << 38;
 
-/// When Knock and Init are sent, counted from the first sending of each.
-pub const COLD_RESENDS: [Duration; 4] =
-    [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(900), Duration::from_millis(2_100)];
+/// When Knock and Init are sent, counted from the first sending of each. The last of them and the short
+/// [`PAUSE_MAX`] see to it that while nobody answers no two Knocks are 3 s apart: an end that comes back is found.
+pub const COLD_RESENDS: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(300),
+    Duration::from_millis(900),
+    Duration::from_millis(2_100),
+    Duration::from_millis(3_500),
+];
 /// A cold-open attempt ends this long after its first Knock.
 pub const ATTEMPT_TIME: Duration = Duration::from_secs(5);
 /// The pause after the first failed attempt; it doubles with each further one.
 pub const PAUSE_FIRST: Duration = Duration::from_millis(500);
-/// The longest pause between attempts, before the jitter of ±25 %.
+/// The longest pause between attempts, before the jitter of ±25 %: see [`COLD_RESENDS`].
 pub const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The pause after a Response that refuses the link.
 pub const PAUSE_REFUSED: Duration = Duration::from_secs(30);
@@ -96,6 +102,8 @@ pub const INTERVAL_MIN_MS: u32 = 50;
 pub const INTERVAL_MAX_MS: u32 = 60_000;
 /// The initiator of a data session repeats its confirming Report this often until it opens something.
 pub const CONFIRM_SPACING: Duration = Duration::from_millis(200);
+/// An echo is believed only if it is one of this many of our last Reports' times.
+pub const ECHOES: usize = 8;
 /// Reports sent out of turn are at least this far apart.
 pub const REPORT_SPACING: Duration = Duration::from_millis(20);
 /// An idle data lane seals an empty datagram this often.
@@ -117,3 +125,37 @@ pub const CANDIDATE_IGNORE: Duration = Duration::from_secs(10);
 
 /// Each notice of a stranger, a cause or a mismatch is given at most this often.
 pub const NOTICE_SPACING: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_comes_back_is_knocked_at_within_three_seconds() {
+        let next_attempt = ATTEMPT_TIME + PAUSE_MAX.mul_f64(1.25);
+        let sendings = [&COLD_RESENDS[..], &[next_attempt]].concat();
+        let longest = sendings.windows(2).map(|pair| pair[1] - pair[0]).max();
+        assert!(longest < Some(Duration::from_secs(3)), "{longest:?}");
+        assert!(COLD_RESENDS.iter().all(|at| *at < ATTEMPT_TIME));
+    }
+
+    #[test]
+    fn the_text_names_the_constants_as_they_are_named_here() {
+        let (text, code) = (include_str!("../../docs/PROTOCOL.md"), include_str!("constants.rs"));
+        let foreign = ["HMAC", "X25519", "IP_PMTUDISC_PROBE", "IPV6_PMTUDISC_PROBE"];
+        let upper = |word: &&str| {
+            word.len() > 2 && word.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+        };
+        let named: Vec<&str> = text.split('`').skip(1).step_by(2).filter(upper).collect();
+        for name in named.iter().filter(|name| !foreign.contains(name)) {
+            assert!(code.contains(&format!("pub const {name}:")), "docs/PROTOCOL.md names {name}");
+        }
+        // And the table of §12 leaves none out but the layout of a datagram.
+        let names = code.lines().filter_map(|line| line.strip_prefix("pub const ")?.split(':').next());
+        for name in
+            names.filter(|name| !["HEADER", "TAG", "MIN_TRANSPORT", "CONTROL_LANE", "NOTICE_SPACING"].contains(name))
+        {
+            assert!(named.contains(&name), "docs/PROTOCOL.md does not name {name}");
+        }
+    }
+}

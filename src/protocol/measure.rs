@@ -3,6 +3,7 @@
 //! The peer may lie: arithmetic saturates, and nothing here decides anything but what is shown.
 
 use super::{
+    constants::ECHOES,
     control::{LaneReport, Report, State},
     session::LaneSet,
     slots::Rank,
@@ -10,8 +11,6 @@ use super::{
 };
 use std::{collections::VecDeque, time::Duration};
 
-/// An echo is believed only if it is one of this many of our last Reports' times.
-const ECHOES: usize = 8;
 /// Loss is that over this many Reports.
 const LOSS_REPORTS: usize = 32;
 
@@ -68,7 +67,7 @@ impl Measure {
         let report = Report {
             state,
             hold_us: u32::try_from(hold.as_micros()).unwrap_or(u32::MAX),
-            time_us: now.as_micros(),
+            time_us: now.as_micros().max(1), // 0 means none
             echo,
             lanes: lanes
                 .iter()
@@ -101,13 +100,32 @@ impl Measure {
     pub fn apply(&mut self, now: Time, report: &Report, lanes: &LaneSet) {
         let total = |f: fn(&LaneReport) -> u64| report.lanes.iter().map(f).fold(0, u64::saturating_add);
         self.rx.add(total(|l| l.sent), lanes.iter().map(|l| l.received.get()).sum());
-        if let Some(&(said, sent)) = self.said.iter().find(|(time, _)| *time == report.echo) {
-            let rtt = Duration::from_micros(now.as_micros().saturating_sub(said));
-            self.add_rtt(rtt.saturating_sub(Duration::from_micros(report.hold_us.into())));
-            self.tx.add(sent, total(|l| l.received));
+        if self.said.iter().any(|(time, _)| *time == report.echo) {
+            let hold = u64::from(report.hold_us);
+            let rtt = now.as_micros().saturating_sub(report.echo).saturating_sub(hold);
+            self.add_rtt(Duration::from_micros(rtt));
+            let sealed = lanes.iter().map(|l| l.sent.get()).sum();
+            self.tx.add(
+                self.sealed_by(report.echo.saturating_add(hold), (now.as_micros(), sealed)),
+                total(|l| l.received),
+            );
         }
         self.add_transit(i128::from(now.0) - i128::from(report.time_us) * 1_000);
         self.heard = Some((report.time_us, now));
+    }
+
+    /// What this end had sealed by `time`, taking it as sealed evenly between its Reports. What it sealed then arrived
+    /// about when the peer said how much it has: so it does not show as loss how the two ends' Reports lie in time.
+    fn sealed_by(&self, time: u64, present: (u64, u64)) -> u64 {
+        let mut before = (0, 0);
+        for after in self.said.iter().copied().chain([present]) {
+            if after.0 >= time && before.0 > 0 {
+                let share = time.saturating_sub(before.0) as f64 / after.0.saturating_sub(before.0).max(1) as f64;
+                return before.1 + (after.1.saturating_sub(before.1) as f64 * share) as u64;
+            }
+            before = after;
+        }
+        present.1
     }
 
     /// Smoothed by 1/8, as in RFC 6298 §2.3.

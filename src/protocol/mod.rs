@@ -29,6 +29,9 @@ mod resolver;
 pub mod session;
 mod slots;
 mod time;
+#[cfg(test)]
+#[path = "../../tests/vectors/reader.rs"]
+mod vectors;
 pub mod wire;
 
 pub use constants::{HEADER, TAG};

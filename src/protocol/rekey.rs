@@ -295,3 +295,73 @@ pub fn answer(
     let m2 = [&noise[..], &ct].concat();
     Ok((Child { root: handshake.split()?, own, peer }, m2))
 }
+
+#[cfg(test)]
+mod vectors {
+    use super::*;
+    use crate::protocol::vectors::{Script, array, bytes, int, other, psk, section, statics, text};
+    use serde_json::Value;
+    use std::time::Duration;
+
+    /// The part, parts and bytes inside encoded parts.
+    fn unwrapped(encoded: &[Vec<u8>], side: RekeySide) -> Vec<(u8, u8, Vec<u8>)> {
+        let one = |encoded: &Vec<u8>| match Message::parse(encoded) {
+            Ok(Message::Rekey { side: found, part, parts, bytes }) if found == side => (part, parts, bytes.to_vec()),
+            other => panic!("not a part of {side:?}: {other:?}"),
+        };
+        encoded.iter().map(one).collect()
+    }
+
+    fn listed(parts: &Value) -> Vec<(u8, u8, Vec<u8>)> {
+        let parts: Vec<Vec<u8>> = parts.as_array().unwrap().iter().map(bytes).collect();
+        let count = parts.len() as u8;
+        (0..count).zip(parts).map(|(part, bytes)| (part, count, bytes)).collect()
+    }
+
+    #[test]
+    fn a_whole_exchange_gives_the_listed_bytes() {
+        for vector in section("rekey") {
+            let (inputs, outputs) = (&vector["inputs"], &vector["outputs"]);
+            let starter = text(&inputs["starter"]);
+            let (h, chain) = (array(&inputs["parent_h"]), Zeroizing::new(array(&inputs["parent_chain"])));
+            let psk = psk(&inputs["psk"]).map_or([0; 32], |psk| *psk.as_bytes());
+            let (i, r) = (statics(starter), statics(other(starter)));
+            let hybrid = inputs["hybrid"].as_bool().unwrap();
+            let ground = |statics| Ground { statics, psk: &psk, h: &h, chain: &chain, hybrid };
+            let (ek, ct) = (bytes(&outputs["mlkem_ek"]), bytes(&outputs["mlkem_ct"]));
+            let k = hybrid.then(|| Zeroizing::new(array(&outputs["mlkem_k"])));
+            assert_eq!(hex::encode(ground(&i).prologue(&ek)), text(&outputs["prologue"]));
+            assert_eq!(*ground(&r).psk(k.as_ref(), &ek, &ct).unwrap(), array(&outputs["psk"]));
+
+            let payload = |role: &str| {
+                let fields = &inputs[format!("{role}_payload")];
+                RekeyPayload { index: int(&fields["index"]), epoch: int(&fields["epoch"]) }
+            };
+            assert_eq!(payload("initiator").encode(), array(&outputs["payload1"]));
+            assert_eq!(RekeyPayload::parse(array(&outputs["payload2"])), Ok(payload("responder")));
+            let entropy = |role: &str| Script::new(&[&bytes(&inputs[format!("{role}_ephemeral")])]).with_kem(&vector);
+            let (mut i_entropy, mut r_entropy) = (entropy("initiator"), entropy("responder"));
+
+            let start = Exchange::start(&ground(&i), payload("initiator"), &mut i_entropy, Time(0), Duration::ZERO);
+            let mut exchange = start.ok().unwrap();
+            assert_eq!(hex::encode(&exchange.m1), text(&outputs["m1"]));
+            let m1_parts = unwrapped(&exchange.send(Time(0)), RekeySide::Init);
+            assert_eq!(m1_parts, listed(&outputs["m1_parts"]));
+
+            let mut waiting = Answer::new(hybrid);
+            let m1 = m1_parts.iter().rev().find_map(|(part, parts, bytes)| waiting.add(*part, *parts, bytes).unwrap());
+            let (r_child, m2) = answer(&ground(&r), &m1.unwrap(), payload("responder"), &mut r_entropy).ok().unwrap();
+            assert_eq!(hex::encode(&m2), text(&outputs["m2"]));
+            let m2_parts = unwrapped(&parts(RekeySide::Resp, &m2), RekeySide::Resp);
+            assert_eq!(m2_parts, listed(&outputs["m2_parts"]));
+
+            let mut add = |(part, parts, bytes): &(u8, u8, Vec<u8>)| exchange.add(&ground(&i), *part, *parts, bytes);
+            let i_child = m2_parts.iter().find_map(|part| add(part).ok().unwrap()).unwrap();
+            for (child, peer) in [(i_child, "responder"), (r_child, "initiator")] {
+                assert_eq!(child.peer, payload(peer));
+                assert_eq!(child.root.h, array(&outputs["session"]["h"]));
+                assert_eq!(*child.root.chain, array(&outputs["session"]["chain"]));
+            }
+        }
+    }
+}

@@ -113,7 +113,7 @@ fn test_binary(name: &str, output: &File) -> Command {
 }
 
 /// Whether this machine lets us make namespaces and TUN devices; if not, why.
-fn namespaces_and_tun() -> Result<(), String> {
+pub fn namespaces_and_tun() -> Result<(), String> {
     let mut probe = Command::new("/proc/self/exe");
     probe.arg("--list").stdout(Stdio::null()).stderr(Stdio::null());
     isolate_at_start(&mut probe).map_err(|e| e.to_string())?;

@@ -10,6 +10,8 @@
 mod open;
 mod sessions;
 mod upkeep;
+#[cfg(test)]
+mod vectors;
 
 use super::{
     admission::Admission,
@@ -264,6 +266,8 @@ pub struct Link {
     attempt: Option<Attempt>,
 
     slots: Slots,
+    /// Whether the egress loop has a session to seal under.
+    sealing: bool,
     /// A data session this end opened that it has not heard anything under yet: when to say so again.
     confirm_at: Option<Time>,
     liveness: Liveness,
@@ -312,6 +316,7 @@ impl Link {
             opener: Opener::new(now),
             attempt: None,
             slots: Slots::default(),
+            sealing: false,
             confirm_at: None,
             liveness: Liveness::new(now),
             measure: Measure::default(),
@@ -478,7 +483,7 @@ impl Link {
         for index in wiped {
             self.outputs.push_back(Output::Ingress(IngressUpdate::Remove(index)));
         }
-        if self.slots.cur.is_none() {
+        if self.slots.cur.is_none() && std::mem::take(&mut self.sealing) {
             self.outputs.push_back(Output::Egress(EgressUpdate::Session(None)));
             self.announce_current();
             (self.report_at, self.confirm_at) = (None, None);

@@ -17,6 +17,9 @@ use crate::protocol::{
 };
 use std::{net::SocketAddr, time::Duration};
 
+#[cfg(test)]
+mod vectors;
+
 /// What outlives an attempt: when the next may begin.
 pub(super) struct Opener {
     failures: u32,
@@ -134,10 +137,10 @@ impl Link {
     pub(super) fn review_attempt(&mut self, now: Time) {
         if let Some(attempt) = &self.attempt {
             let heard = self.slots.heard().is_some_and(|heard| heard > attempt.started);
-            if attempt.reason == Reason::Silence && heard {
-                self.attempt = None;
+            if attempt.reason != Reason::Silence || !heard {
+                return;
             }
-            return;
+            self.attempt = None;
         }
         if let Some((at, reason)) = self.attempt_due()
             && at <= now
@@ -270,26 +273,26 @@ impl Link {
 
     fn make_init(&mut self, path: Path, nonce: &Nonce, token: &Token) -> Result<SentInit, CryptoFailure> {
         let index = self.fresh_index()?;
-        let payload = self.own_payload(index, self.params.ciphers(), Verdict::Fine)?;
+        let payload = self.own_payload(index)?;
         let mut handshake = self.statics.initiate(&cold_prologue(nonce, token), &self.psk, &mut *self.entropy)?;
         let noise = handshake.write(&payload.encode())?;
         let datagram = wire::init(nonce, token, &noise, &self.open_keys.sending);
         Ok(SentInit { path, datagram, handshake, payload })
     }
 
-    /// What this end says of itself.
+    /// What this end says of itself, and offers.
     ///
     /// # Errors
     /// [`CryptoFailure`] past the last epoch: this process has opened 2^31 sessions.
-    fn own_payload(&self, index: u32, ciphers: u8, verdict: Verdict) -> Result<Payload, CryptoFailure> {
+    fn own_payload(&self, index: u32) -> Result<Payload, CryptoFailure> {
         let flag = |on: bool, bit: u8| if on { bit } else { 0 };
         Ok(Payload {
             index,
             epoch: self.slots.next_epoch().ok_or(CryptoFailure)?,
-            ciphers,
+            ciphers: self.params.ciphers(),
             flags: flag(self.params.post_quantum, payload_flags::HYBRID) | flag(self.has_psk, payload_flags::PSK),
             lanes: LANES,
-            verdict,
+            verdict: Verdict::Fine,
             interval_ms: self.params.interval_ms(),
         })
     }
@@ -330,9 +333,10 @@ impl Link {
         mut handshake: Handshake,
         peer: &Payload,
     ) -> Result<Vec<u8>, CryptoFailure> {
-        let (chosen, verdict) = self.judge(peer);
         let index = self.fresh_index()?;
-        let own = self.own_payload(index, chosen.map_or(0, |c| c as u8), verdict)?;
+        let offered = self.own_payload(index)?;
+        let (chosen, verdict) = judge(&offered, peer);
+        let own = Payload { ciphers: chosen.map_or(0, |c| c as u8), verdict, ..offered };
         let noise = handshake.write(&own.encode())?;
         let response = wire::response(nonce, &noise, &self.open_keys.sending);
         if let (Some(cipher), Verdict::Fine) = (chosen, verdict) {
@@ -341,22 +345,6 @@ impl Link {
             self.expire_sessions();
         }
         Ok(response)
-    }
-
-    /// The cipher both offer, AES first, and whether the link can be.
-    fn judge(&self, peer: &Payload) -> (Option<Cipher>, Verdict) {
-        let both = self.params.ciphers() & peer.ciphers;
-        let cipher = if both & cipher_bits::AES_256_GCM != 0 {
-            Cipher::Aes256Gcm
-        } else if both & cipher_bits::CHACHA20_POLY1305 != 0 {
-            Cipher::ChaCha20Poly1305
-        } else {
-            return (None, Verdict::NoCommonCipher);
-        };
-        if peer.flags & payload_flags::ETHERNET != 0 {
-            return (None, Verdict::LayersDiffer);
-        }
-        (Some(cipher), Verdict::Fine)
     }
 
     fn on_response(&mut self, now: Time, path: Path, nonce: Nonce, noise: &wire::ColdNoise) {
@@ -377,7 +365,7 @@ impl Link {
             self.fail_attempt(now);
             return;
         };
-        let layers_differ = peer.flags & payload_flags::ETHERNET != 0;
+        let layers_differ = layers_differ(&init.payload, &peer);
         let Some(cipher) = cipher.filter(|_| !layers_differ) else {
             self.attempt = None;
             self.opener.not_before = now + PAUSE_REFUSED;
@@ -410,12 +398,9 @@ impl Link {
         (own, peer): (&Payload, &Payload),
         initiator: bool,
     ) -> Result<Session, CryptoFailure> {
-        let hybrid = (own.flags | peer.flags) & payload_flags::HYBRID != 0;
-        let interval = Duration::from_millis(own.interval_ms.max(peer.interval_ms).into());
-        let agreed =
-            Agreed { cipher, hybrid, detection: interval * MISSED_REPORTS, lanes: lane_set(own.lanes.min(peer.lanes)) };
+        let agreed = agree(cipher, own, peer);
         let birth = Birth {
-            kind: if hybrid { Kind::Boot } else { Kind::Data },
+            kind: if agreed.hybrid { Kind::Boot } else { Kind::Data },
             agreed,
             post_quantum: false,
             initiator,
@@ -432,6 +417,35 @@ impl Link {
 /// `"tieline v1 cold" ‖ nonce16 ‖ token24`.
 fn cold_prologue(nonce: &Nonce, token: &Token) -> Vec<u8> {
     [b"tieline v1 cold", &nonce[..], token].concat()
+}
+
+/// What an Init is answered with: the cipher both offer, AES first, and whether the link can be.
+fn judge(own: &Payload, peer: &Payload) -> (Option<Cipher>, Verdict) {
+    let both = own.ciphers & peer.ciphers;
+    let cipher = if both & cipher_bits::AES_256_GCM != 0 {
+        Cipher::Aes256Gcm
+    } else if both & cipher_bits::CHACHA20_POLY1305 != 0 {
+        Cipher::ChaCha20Poly1305
+    } else {
+        return (None, Verdict::NoCommonCipher);
+    };
+    if layers_differ(own, peer) { (None, Verdict::LayersDiffer) } else { (Some(cipher), Verdict::Fine) }
+}
+
+/// Whether one end is `ip` and the other `ethernet`.
+fn layers_differ(own: &Payload, peer: &Payload) -> bool {
+    (own.flags ^ peer.flags) & payload_flags::ETHERNET != 0
+}
+
+/// What follows from both payloads, at both ends the same.
+fn agree(cipher: Cipher, own: &Payload, peer: &Payload) -> Agreed {
+    let interval = Duration::from_millis(own.interval_ms.max(peer.interval_ms).into());
+    Agreed {
+        cipher,
+        hybrid: (own.flags | peer.flags) & payload_flags::HYBRID != 0,
+        detection: interval * MISSED_REPORTS,
+        lanes: lane_set(own.lanes.min(peer.lanes)),
+    }
 }
 
 /// What a Response chose: `Some(None)` where it refuses the link, `None` where it makes no sense.

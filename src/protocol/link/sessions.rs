@@ -116,6 +116,7 @@ impl Link {
         if new_family {
             self.measure.new_baseline();
             self.paths.set(path);
+            self.socket = path.socket; // the driver closes the others
             self.event(Event::UsesSocket(path.socket));
         }
         let peer = self.paths.current.map(|path| path.peer);
@@ -131,6 +132,7 @@ impl Link {
             peer,
         };
         self.outputs.push_back(Output::Egress(EgressUpdate::Session(sealer)));
+        self.sealing = true;
         self.announce_current();
         self.outputs.push_back(Output::Egress(EgressUpdate::Keepalive));
         self.keepalive = Keepalive { checked: now, sealed: 1 };

@@ -8,17 +8,19 @@ use crate::protocol::{
     crypto::CryptoFailure,
     halves::{EgressUpdate, Path},
     paths::{Cookie, Step},
+    session::LaneSet,
     slots::Kind,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 impl Link {
     /// A control message was opened under the session with this index.
     pub(super) fn on_control(&mut self, now: Time, path: Path, index: u32, counter: u64, bytes: &[u8]) {
         self.on_opened(now, index);
-        let Some((kind, rank)) = self.slots.get_mut(index).map(|s| (s.kind, s.rank)) else {
+        let Some(session) = self.slots.get_mut(index) else {
             return;
         };
+        let (kind, rank, lanes) = (session.kind, session.rank, session.agreed.lanes.clone());
         let is_cur = self.slots.cur.as_ref().is_some_and(|cur| cur.index == index);
         match Message::parse(bytes) {
             Ok(Message::Rekey { side, part, parts, bytes }) => {
@@ -26,16 +28,18 @@ impl Link {
             }
             Ok(_) if kind == Kind::Boot => self.levels.drops.malformed.bump(),
             Ok(Message::Report(report)) => {
-                if !self.lanes_match(report.lanes.len()) {
+                if report.lanes.len() != lanes.len() {
                     self.levels.drops.malformed.bump();
                 } else if self.measure.newer(rank, counter) {
-                    self.on_report(now, &report);
+                    self.on_report(now, &report, &lanes);
                 }
             }
-            Ok(Message::PathCheck { lane, .. } | Message::PathAnswer { lane, .. }) if !self.lane_exists(lane) => {
+            Ok(Message::PathCheck { lane, .. } | Message::PathAnswer { lane, .. })
+                if usize::from(lane) >= lanes.len() =>
+            {
                 self.levels.drops.malformed.bump();
             }
-            Ok(Message::PathCheck { lane, cookie }) => self.on_path_check(index, path, lane, cookie),
+            Ok(Message::PathCheck { lane, cookie }) => self.on_path_check(path, lane, cookie),
             Ok(Message::PathAnswer { cookie, .. }) => {
                 if let Some(proven) = self.paths.answer(now, cookie) {
                     self.move_to(proven);
@@ -45,14 +49,6 @@ impl Link {
             Ok(Message::Goodbye | Message::Probe { .. } | Message::ProbeAck { .. }) => {}
             Ok(Message::Unknown(_)) | Err(_) => self.levels.drops.malformed.bump(),
         }
-    }
-
-    fn lanes_match(&self, lanes: usize) -> bool {
-        self.slots.cur.as_ref().is_some_and(|cur| cur.agreed.lanes.len() == lanes)
-    }
-
-    fn lane_exists(&self, lane: u8) -> bool {
-        self.slots.cur.as_ref().is_some_and(|cur| usize::from(lane) < cur.agreed.lanes.len())
     }
 
     /// Silence this long means that the peer is gone.
@@ -67,10 +63,10 @@ impl Link {
         Some(self.slots.heard().unwrap_or_default().max(cur.established))
     }
 
-    fn on_report(&mut self, now: Time, report: &Report) {
-        if let Some(cur) = &self.slots.cur {
-            let lanes = cur.agreed.lanes.clone();
-            self.measure.apply(now, report, &lanes);
+    /// A Report that is newer than all before, about `lanes`: those of another family tell nothing of the present ones.
+    fn on_report(&mut self, now: Time, report: &Report, lanes: &LaneSet) {
+        if self.slots.cur.as_ref().is_some_and(|cur| Arc::ptr_eq(&cur.agreed.lanes, lanes)) {
+            self.measure.apply(now, report, lanes);
         }
         let before = self.liveness.state;
         let news = self.liveness.hear(now, report.state);
@@ -90,6 +86,7 @@ impl Link {
         if state == State::Up {
             self.attempt = None;
             self.opener.reset(now);
+            self.paths.set_probes(Vec::new()); // an answer that comes now moves nothing
         }
         self.event(Event::State { state, cause });
     }
@@ -235,8 +232,8 @@ impl Link {
 
     /// Answers only what came from where this end sends, to where it sends from, and on that path: a copier's own
     /// address draws nothing.
-    fn on_path_check(&mut self, index: u32, from: Path, lane: u8, cookie: Cookie) {
-        let Some(current) = self.paths.current else {
+    fn on_path_check(&mut self, from: Path, lane: u8, cookie: Cookie) {
+        let (Some(current), Some(index)) = (self.paths.current, self.slots.cur.as_ref().map(|cur| cur.index)) else {
             return;
         };
         let local_fits = current.local.is_none() || current.local == from.local;

@@ -1,0 +1,729 @@
+//! What must come of each situation by name: `docs/PROTOCOL.md` is the text, these are its consequences.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
+use support::{world::Network, *};
+use tieline::{
+    keys::SecretKey,
+    protocol::{
+        Event,
+        control::State,
+        crypto::{MacKey, OpenKeys, Prk, x25519},
+        link::{DownCause, RekeyTimes},
+        wire::{self, Kind, Verdict},
+    },
+};
+
+/// Two ends with each other's address, started, with every datagram logged.
+fn pair() -> World {
+    pair_with(|_| {})
+}
+
+fn pair_with(set: impl FnOnce(&mut [EndSetup; 2])) -> World {
+    let mut setups = [EndSetup::new(1), EndSetup::new(2)];
+    set(&mut setups);
+    let mut world = World::new(1, setups);
+    world.log = Some(Vec::new());
+    world.start_both();
+    world
+}
+
+/// Only A knows where the other is: so A opens.
+fn a_opens() -> World {
+    pair_with(|setups| setups[B].knows_peer = false)
+}
+
+fn up(mut world: World) -> World {
+    assert!(world.run_until(secs(3), World::together), "not together after 3 s");
+    world.run(ms(200)); // what is still on its way
+    world
+}
+
+/// A step at a time until something of this kind was sent by this end.
+fn run_until_sent(world: &mut World, end: usize, kind: Kind) -> Flight {
+    assert!(world.run_until(secs(5), |w| !w.logged(end, kind).is_empty()), "no {kind:?} was sent");
+    world.logged(end, kind).pop().unwrap()
+}
+
+/// State, session and path, in words that compare.
+fn seen(world: &World, end: usize) -> String {
+    let status = world.status(end);
+    format!("{:?} {:?} {:?} {:?}", status.state, status.since, status.session, status.path)
+}
+
+fn epoch(world: &World, end: usize) -> u32 {
+    world.status(end).session.expect("a session").epoch
+}
+
+/// The drop counters: malformed, unauthentic, replayed, no_session.
+fn drops(world: &mut World, end: usize) -> [u64; 4] {
+    let levels = world.ends[end].process().link.levels();
+    let d = &levels.drops;
+    [&d.malformed, &d.unauthentic, &d.replayed, &d.no_session].map(|counter| counter.get())
+}
+
+const MALFORMED: usize = 0;
+const UNAUTHENTIC: usize = 1;
+const REPLAYED: usize = 2;
+
+/// Gives `end` a datagram that must be dropped under this counter and change nothing else: silence.
+#[track_caller]
+fn refused(world: &mut World, end: usize, from: SocketAddr, bytes: &[u8], counter: usize) {
+    let (before, mut expected) = (seen(world, end), drops(world, end));
+    expected[counter] += 1;
+    let answers = world.give(end, from, bytes);
+    assert!(answers.is_empty(), "answered: {answers:?}");
+    assert_eq!(drops(world, end), expected, "counted elsewhere");
+    assert_eq!(seen(world, end), before);
+}
+
+/// Frames go both ways, and all arrive.
+#[track_caller]
+fn carries(world: &mut World) {
+    let before = [A, B].map(|end| world.ends[end].delivered);
+    for end in [A, B, A, B] {
+        assert!(world.send_frame(end, 1_000), "no session to send under");
+    }
+    world.run(ms(500));
+    assert_eq!([A, B].map(|end| world.ends[end].delivered - before[end]), [2, 2]);
+}
+
+fn stranger() -> SocketAddr {
+    "203.0.113.66:666".parse().unwrap()
+}
+
+/// One direction's MAC key, as one who has ss could compute it.
+fn open_keys(world: &World, end: usize) -> OpenKeys {
+    let secret = SecretKey::from_bytes(world.ends[end].setup.secret);
+    OpenKeys::derive(&secret, &secret.public().unwrap(), &world.ends[end].peer).unwrap()
+}
+
+// --- the cold open --------------------------------------------------------------------------------------------
+
+#[test]
+fn init_replay_same_token_after_confirm() {
+    let mut world = up(a_opens());
+    let init = world.logged(A, Kind::Init).pop().unwrap();
+    refused(&mut world, B, init.from, &init.bytes, REPLAYED);
+    world.run(secs(5));
+    refused(&mut world, B, init.from, &init.bytes, REPLAYED);
+    carries(&mut world);
+}
+
+#[test]
+fn init_replay_old_noise_under_fresh_token() {
+    let mut world = up(a_opens());
+    let old = world.logged(A, Kind::Init).pop().unwrap();
+    // One who has K, but neither ss nor a static secret: Knocks and MACs are his, Noise is not.
+    let key = open_keys(&world, A).sending;
+    let nonce = [7; 16];
+    let challenge = world.give(B, stranger(), &wire::knock(&nonce, &key)).pop().expect("a Challenge");
+    let token = challenge.bytes[20..44].try_into().unwrap();
+    let noise = old.bytes[44..108].try_into().unwrap();
+    refused(&mut world, B, stranger(), &wire::init(&nonce, &token, &noise, &key), UNAUTHENTIC);
+    // The token is used up all the same, and with the old nonce it never was one.
+    refused(&mut world, B, stranger(), &wire::init(&nonce, &token, &noise, &key), REPLAYED);
+    let old_nonce = old.bytes[4..20].try_into().unwrap();
+    refused(&mut world, B, stranger(), &wire::init(&old_nonce, &token, &noise, &key), UNAUTHENTIC);
+    carries(&mut world);
+}
+
+#[test]
+fn init_from_before_responder_reboot() {
+    let mut world = a_opens();
+    world.decide(|flight| if flight.kind() == Some(Kind::Init) { Fate::Drop } else { Fate::Pass });
+    let init = run_until_sent(&mut world, A, Kind::Init);
+    world.kill(B);
+    world.start(B);
+    refused(&mut world, B, init.from, &init.bytes, UNAUTHENTIC);
+    assert!(world.status(B).session.is_none());
+    world.decide_nothing();
+    assert!(world.run_until(secs(12), World::together));
+}
+
+#[test]
+fn init_from_other_source_address() {
+    let mut world = a_opens();
+    world.decide(|flight| if flight.kind() == Some(Kind::Init) { Fate::Hold } else { Fate::Pass });
+    let init = run_until_sent(&mut world, A, Kind::Init);
+    refused(&mut world, B, stranger(), &init.bytes, UNAUTHENTIC);
+    let other_port = SocketAddr::new(init.from.ip(), init.from.port() ^ 1);
+    refused(&mut world, B, other_port, &init.bytes, UNAUTHENTIC);
+    assert_eq!(world.give(B, init.from, &init.bytes).len(), 1, "from where the token was sent it is good");
+}
+
+#[test]
+fn response_lost_init_resent() {
+    let mut world = a_opens();
+    let mut lost = 0;
+    world.decide(move |flight| {
+        lost += u32::from(flight.kind() == Some(Kind::Response));
+        if flight.kind() == Some(Kind::Response) && lost <= 2 { Fate::Drop } else { Fate::Pass }
+    });
+    let first = run_until_sent(&mut world, B, Kind::Response);
+    let draws = world.ends[B].process().draws.clone();
+    let spent = draws.keys.load(Relaxed);
+    assert_eq!(spent, 2, "the token key, and one ephemeral");
+    assert!(world.run_until(secs(3), |w| w.logged(B, Kind::Response).len() == 3));
+    assert_eq!(draws.keys.load(Relaxed), spent, "another ephemeral was drawn for a resend");
+    assert!(world.logged(B, Kind::Response).iter().all(|again| again.bytes == first.bytes));
+    let inits = world.logged(A, Kind::Init);
+    assert!(inits.len() == 3 && inits.iter().all(|again| again.bytes == inits[0].bytes));
+    assert!(world.run_until(secs(1), World::together));
+}
+
+#[test]
+fn a_response_is_resent_five_times() {
+    let mut world = a_opens();
+    world.decide(|flight| if flight.kind() == Some(Kind::Response) { Fate::Drop } else { Fate::Pass });
+    run_until_sent(&mut world, B, Kind::Response);
+    let init = world.logged(A, Kind::Init).pop().unwrap();
+    for _ in 0..5 {
+        assert_eq!(world.give(B, init.from, &init.bytes).len(), 1);
+    }
+    refused(&mut world, B, init.from, &init.bytes, REPLAYED);
+}
+
+/// One order in which the datagrams of two crosswise cold opens arrive: at each point, which of those on their way
+/// comes next. Gives how many choices there were at each point.
+fn play(order: &[usize], hybrid: bool) -> Vec<usize> {
+    let mut world = World::new(
+        3,
+        [EndSetup::new(1), EndSetup::new(2)].map(|mut setup| {
+            setup.params.post_quantum = hybrid;
+            setup
+        }),
+    );
+    world.decide(|_| Fate::Hold);
+    world.start_both();
+    let mut choices = Vec::new();
+    // Each cold datagram may come at any moment; what is sealed comes in order, each way's all at once.
+    while world.held.iter().any(Flight::cold) && world.now < 250_000_000 {
+        let mut next: Vec<Vec<usize>> =
+            (0..world.held.len()).filter(|&i| world.held[i].cold()).map(|i| vec![i]).collect();
+        for end in [A, B] {
+            let sealed: Vec<usize> =
+                (0..world.held.len()).filter(|&i| world.held[i].sender == end && !world.held[i].cold()).collect();
+            next.extend((!sealed.is_empty()).then_some(sealed));
+        }
+        let choice = order.get(choices.len()).copied().unwrap_or(0);
+        choices.push(next.len());
+        for (taken, i) in next[choice].clone().into_iter().enumerate() {
+            let flight = world.held.remove(i - taken);
+            world.release(flight);
+        }
+        world.run(ms(11));
+    }
+    world.decide_nothing();
+    for flight in std::mem::take(&mut world.held) {
+        world.release(flight);
+    }
+    assert!(world.run_until(secs(4), World::together), "not together after {order:?}, hybrid {hybrid}");
+    let epochs = [A, B].map(|end| epoch(&world, end));
+    world.run(secs(5));
+    assert!(world.together(), "came apart after {order:?}");
+    assert_eq!([A, B].map(|end| epoch(&world, end)), epochs, "changed session after {order:?}");
+    carries(&mut world);
+    choices
+}
+
+#[test]
+fn simultaneous_open_all_interleavings() {
+    for hybrid in [false, true] {
+        let (mut order, mut played) = (Vec::new(), 0);
+        loop {
+            let choices = play(&order, hybrid);
+            played += 1;
+            // The next order: the last choice that was not the last of its kind goes one further.
+            order.resize(choices.len(), 0);
+            let Some(at) = (0..choices.len()).rev().find(|&at| order[at] + 1 < choices[at]) else { break };
+            order.truncate(at + 1);
+            order[at] += 1;
+        }
+        println!("hybrid {hybrid}: {played} orders");
+        assert!(played >= 70, "two chains of four interleave in 70 ways at least, not {played}");
+    }
+}
+
+#[test]
+fn only_higher_keys_knocks_arrive() {
+    let mut world = World::new(1, [EndSetup::new(1), EndSetup::new(2)]);
+    world.log = Some(Vec::new());
+    let keys = [A, B].map(|end| *world.ends[end].setup.public().as_bytes());
+    let higher = if keys[A] > keys[B] { A } else { B };
+    world.decide(move |flight| {
+        let lost = flight.kind() == Some(Kind::Knock) && flight.sender != higher;
+        if lost { Fate::Drop } else { Fate::Pass }
+    });
+    world.start_both();
+    let mut world = up(world);
+    assert!(world.logged(higher, Kind::Init).len() == 1 && world.logged(1 - higher, Kind::Init).is_empty());
+    carries(&mut world);
+    world.run(secs(20));
+    assert_eq!(world.logged(1 - higher, Kind::Knock).len(), 1, "knocking went on");
+}
+
+#[test]
+fn holder_of_both_public_keys_knocks() {
+    let mut world = up(a_opens());
+    let [a, b] = [A, B].map(|end| world.ends[end].setup.public());
+    let mallory = SecretKey::from_bytes([66; 32]);
+    let m = mallory.public().unwrap();
+    // Every key he can make of what he has.
+    let key = |ikm: &[u8], from: &[u8; 32], to: &[u8; 32]| -> MacKey {
+        MacKey::new(&Prk::extract(b"tieline v1 open", ikm).expand(&[from, to]).unwrap())
+    };
+    let (ma, mb) =
+        (x25519(mallory.as_bytes(), a.as_bytes()).unwrap(), x25519(mallory.as_bytes(), b.as_bytes()).unwrap());
+    let secrets: [&[u8]; 5] = [&*ma, &*mb, &[0; 32], a.as_bytes(), b.as_bytes()];
+    let mut knocks = 0;
+    for ikm in secrets {
+        for (from, to) in [(&a, &b), (&b, &a), (&m, &b), (&m, &a)] {
+            let knock = wire::knock(&[9; 16], &key(ikm, from.as_bytes(), to.as_bytes()));
+            refused(&mut world, B, stranger(), &knock, UNAUTHENTIC);
+            refused(&mut world, A, stranger(), &knock, UNAUTHENTIC);
+            knocks += 1;
+        }
+    }
+    // It is said once, not each time.
+    assert_eq!(world.ends[B].said(|e| *e == Event::Stranger(stranger())), 1, "after {knocks} knocks");
+    carries(&mut world);
+}
+
+#[test]
+fn reflect_every_datagram_to_its_sender() {
+    let mut world = pair();
+    world.start_traffic(Traffic { rate: 20.0, longest: 300 });
+    let (mut reflected, end) = (0, secs(6).as_nanos() as u64);
+    while world.now < end {
+        if !world.step(end) {
+            break;
+        }
+        let new: Vec<Flight> = world.log.as_ref().unwrap()[reflected..].to_vec();
+        for flight in &new {
+            let (before, dropped) = (seen(&world, flight.sender), world.ends[flight.sender].drops());
+            let answers = world.give(flight.sender, flight.to, &flight.bytes);
+            assert!(answers.is_empty(), "a reflected {:?} drew {answers:?}", flight.kind());
+            assert_eq!(world.ends[flight.sender].drops(), dropped + 1);
+            assert_eq!(seen(&world, flight.sender), before);
+        }
+        reflected += new.len();
+    }
+    assert!(world.together() && reflected > 100, "{reflected} reflected");
+}
+
+#[test]
+fn wrong_preshared_key_is_said() {
+    for psks in [[Some([1; 32]), Some([2; 32])], [Some([1; 32]), None], [None, Some([2; 32])]] {
+        let mut world = pair_with(|setups| {
+            setups[B].knows_peer = false;
+            (setups[A].psk, setups[B].psk) = (psks[0], psks[1]);
+        });
+        world.run(secs(4));
+        assert!(world.ends[A].said(|e| *e == Event::PresharedKeysDiffer) > 0);
+        assert!([A, B].iter().all(|end| world.status(*end).session.is_none()));
+        assert_eq!(world.ends[A].said(|e| matches!(e, Event::Session { .. })), 0);
+    }
+}
+
+#[test]
+fn no_common_cipher_is_said_and_waits() {
+    let mut world = pair_with(|setups| {
+        setups[B].knows_peer = false;
+        (setups[A].params.aes, setups[B].params.chacha) = (false, false);
+    });
+    world.run(secs(29));
+    assert_eq!(world.ends[A].said(|e| *e == Event::Refused(Verdict::NoCommonCipher)), 1);
+    assert_eq!(world.logged(A, Kind::Knock).len(), 1, "knocked again within 30 s");
+    world.run(secs(2));
+    assert_eq!(world.logged(A, Kind::Knock).len(), 2, "did not knock again after 30 s");
+    assert!(world.status(A).session.is_none() && world.status(B).session.is_none());
+}
+
+#[test]
+fn a_clock_at_its_beginning_is_as_good_as_any() {
+    for boots in [[0, 0], [0, 1 << 60], [1 << 60, 0]] {
+        let world = pair_with(|setups| (setups[A].boot, setups[B].boot) = (boots[0], boots[1]));
+        let mut world = up(world);
+        world.run(secs(40));
+        carries(&mut world);
+        let rtt = world.status(A).rtt.expect("a round-trip time");
+        assert!((ms(20)..ms(22)).contains(&rtt), "{rtt:?} over a line of 20 ms");
+    }
+}
+
+#[test]
+fn without_entropy_nothing_spins_and_later_all_is_well() {
+    let mut world = a_opens();
+    world.ends[A].process().draws.dry.store(true, Relaxed);
+    world.run(secs(30));
+    assert!(world.ends[A].said(|e| *e == Event::CryptoFailed) < 60, "said again and again");
+    assert!(world.status(A).session.is_none());
+    world.ends[A].process().draws.dry.store(false, Relaxed);
+    assert!(world.run_until(secs(12), World::together));
+}
+
+// --- bootstrap and rekey --------------------------------------------------------------------------------------
+
+/// Whether a datagram is a part of M1 or M2: these lengths no other control message has.
+fn rekey_part(flight: &Flight) -> bool {
+    flight.kind() == Some(Kind::Control) && [548, 252, 156].contains(&flight.bytes.len())
+}
+
+fn report(flight: &Flight) -> bool {
+    flight.kind() == Some(Kind::Control) && flight.bytes.len() == 96
+}
+
+#[test]
+fn bootstrap_confirmation_lost_five_times() {
+    let mut world = a_opens();
+    let mut parts = 0;
+    world.decide(move |flight| {
+        let part = rekey_part(flight) && flight.sender == A;
+        parts += u32::from(part);
+        if part && parts <= 5 * 3 { Fate::Drop } else { Fate::Pass }
+    });
+    // The sixth sending comes 0.25 + 0.5 + 1 + 2 + 2 s after the first.
+    assert!(world.run_until(secs(7), World::together));
+    assert!((5_750..6_000).contains(&(world.now / 1_000_000)), "together after {} ms", world.now / 1_000_000);
+    assert_eq!(world.logged(A, Kind::Init).len(), 1, "it took another cold open");
+    assert_eq!(world.ends[A].process().draws.kem.load(Relaxed), 1);
+    carries(&mut world);
+}
+
+#[test]
+fn child_confirmation_lost_five_times() {
+    let mut world = a_opens();
+    let mut reports = 0;
+    world.decide(move |flight| {
+        let first = report(flight) && flight.sender == A;
+        reports += u32::from(first);
+        // The keepalive that goes with a new session would confirm it too.
+        let keepalive = flight.kind() == Some(Kind::Data) && reports < 5;
+        if first && reports <= 5 || keepalive { Fate::Drop } else { Fate::Pass }
+    });
+    assert!(world.run_until(secs(2), World::together));
+    assert!((1_000..1_300).contains(&(world.now / 1_000_000)), "together after {} ms", world.now / 1_000_000);
+    assert_eq!(world.logged(A, Kind::Init).len(), 1);
+    carries(&mut world);
+}
+
+#[test]
+fn rekey_parts_lost_duplicated_reordered() {
+    let world = pair_with(|setups| {
+        setups[B].knows_peer = false;
+        setups[A].params.rekey = RekeyTimes { initiator: secs(4), responder: secs(90) };
+    });
+    let mut world = up(world);
+    let (before, drops_before) = (epoch(&world, A), [drops(&mut world, A), drops(&mut world, B)]);
+    let kem = |world: &mut World| [A, B].map(|end| world.ends[end].process().draws.kem.load(Relaxed));
+    assert_eq!(kem(&mut world), [1, 1]);
+    // Of each message's first sending one part is lost; everything else is kept, and let go backwards and twice.
+    let kept = Rc::new(RefCell::new(Vec::new()));
+    let (mut sent, keep) = ([0, 0], kept.clone());
+    world.decide(move |flight| {
+        if !rekey_part(flight) {
+            return Fate::Pass;
+        }
+        sent[flight.sender] += 1;
+        if sent[flight.sender] == 2 {
+            return Fate::Drop;
+        }
+        keep.borrow_mut().push(flight.clone());
+        Fate::Drop
+    });
+    world.start_traffic(Traffic { rate: 50.0, longest: 500 });
+    for _ in 0..400 {
+        world.run(ms(20));
+        for flight in kept.borrow_mut().drain(..).rev() {
+            for _ in 0..2 {
+                world.release(flight.clone());
+            }
+        }
+        if epoch(&world, A) > before && epoch(&world, B) > before {
+            break;
+        }
+    }
+    world.stop_traffic();
+    world.run(ms(500));
+    assert!(world.together() && epoch(&world, A) == before + 1);
+    assert_eq!(kem(&mut world), [2, 2], "one exchange, one encapsulation");
+    for end in [A, B] {
+        let mut expected = drops_before[end];
+        let now = drops(&mut world, end);
+        expected[REPLAYED] = now[REPLAYED]; // the copies
+        assert_eq!(now, expected);
+        assert_eq!(world.ends[end].said(|e| matches!(e, Event::RekeyFailed(_))), 0);
+        assert_eq!(world.ends[end].delivered, world.ends[1 - end].sealed, "user data was lost over a rekey");
+    }
+}
+
+#[test]
+fn both_ends_rekey_at_once() {
+    let world = pair_with(|setups| {
+        setups[B].knows_peer = false;
+        // B's session is 10 ms younger: the network's delay.
+        setups[A].params.rekey = RekeyTimes { initiator: ms(4_010), responder: secs(90) };
+        setups[B].params.rekey = RekeyTimes { initiator: secs(90), responder: secs(4) };
+    });
+    let mut world = up(world);
+    let before = epoch(&world, A);
+    world.start_traffic(Traffic { rate: 200.0, longest: 500 });
+    let parts = |world: &World, end| world.log.iter().flatten().filter(|f| rekey_part(f) && f.sender == end).count();
+    let already = [A, B].map(|end| parts(&world, end));
+    world.run(ms(4_000));
+    world.stop_traffic();
+    world.run(ms(500));
+    // Each end sent its M1, and the M2 that answers the other's.
+    assert_eq!([A, B].map(|end| parts(&world, end)), already.map(|n| n + 6));
+    assert!(world.together() && epoch(&world, A) > before);
+    for end in [A, B] {
+        assert_eq!(world.ends[end].delivered, world.ends[1 - end].sealed, "user data was lost over a rekey");
+    }
+    carries(&mut world);
+}
+
+#[test]
+fn post_quantum_true_against_false() {
+    for wishes in [[true, false], [false, true], [true, true], [false, false]] {
+        let world = pair_with(|setups| {
+            (setups[A].params.post_quantum, setups[B].params.post_quantum) = (wishes[0], wishes[1]);
+        });
+        let mut world = up(world);
+        let hybrid = wishes[0] || wishes[1];
+        for end in [A, B] {
+            assert_eq!(world.status(end).session.unwrap().post_quantum, hybrid, "{wishes:?}");
+            assert_eq!(world.ends[end].process().draws.kem.load(Relaxed) > 0, hybrid);
+        }
+        carries(&mut world);
+    }
+}
+
+#[test]
+fn sessions_are_replaced_before_they_end() {
+    let mut world = up(a_opens());
+    world.traffic = [None; 2];
+    world.start_traffic(Traffic { rate: 2.0, longest: 100 });
+    world.run(secs(1_000));
+    world.stop_traffic();
+    world.run(secs(1));
+    assert!(world.together());
+    // The first session is of epoch 2, under the bootstrap; one more every 120 s.
+    assert_eq!(epoch(&world, A), 2 + 8);
+    assert_eq!(world.ends[A].said(|e| matches!(e, Event::State { .. })), 2, "Init and Up, and never again");
+    for end in [A, B] {
+        assert_eq!(world.ends[end].delivered, world.ends[1 - end].sealed);
+    }
+}
+
+#[test]
+fn a_bootstrap_without_a_child_is_said_and_begun_anew() {
+    let mut world = a_opens();
+    world.decide(|flight| if rekey_part(flight) { Fate::Drop } else { Fate::Pass });
+    world.run(secs(11));
+    assert_eq!(world.ends[A].said(|e| *e == Event::HybridUnfinished), 1);
+    assert!(world.logged(A, Kind::Init).len() == 2);
+    assert!(!world.send_frame(A, 100), "user data in a bootstrap");
+    world.decide_nothing();
+    assert!(world.run_until(secs(3), World::together));
+}
+
+// --- liveness -------------------------------------------------------------------------------------------------
+
+#[test]
+fn peer_reboots_while_up() {
+    for knows in [[true, true], [true, false], [false, true]] {
+        for rebooted in [A, B] {
+            let world = pair_with(|setups| (setups[A].knows_peer, setups[B].knows_peer) = (knows[0], knows[1]));
+            let mut world = up(world);
+            world.run(ms(1_234));
+            let before = epoch(&world, 1 - rebooted);
+            world.kill(rebooted);
+            world.start(rebooted);
+            let from = world.now;
+            let gone = world.run_until(secs(3), |w| w.together() && epoch(w, A) > before);
+            assert!(gone, "not together 3 s after end {rebooted} was started again, knowing {knows:?}");
+            println!("{knows:?}, {rebooted}: {} ms", (world.now - from) / 1_000_000);
+            carries(&mut world);
+        }
+    }
+}
+
+#[test]
+fn three_missed_reports_bring_the_line_down() {
+    for interval in [50, 1_000, 5_000] {
+        let world = pair_with(|setups| {
+            setups[A].params.interval = ms(interval);
+            setups[B].params.interval = ms(interval / 2).max(ms(50));
+        });
+        let mut world = up(world);
+        world.run(ms(interval * 3));
+        world.network.blocked = [false, true];
+        let silence = ms(interval) * 3;
+        let from = world.now;
+        assert!(world.run_until(silence * 2, |w| w.status(A).state == State::Down));
+        let took = Duration::from_nanos(world.now - from);
+        // What was under way still came, and the last Report may have come up to an interval before.
+        assert!(took > silence - ms(interval) - ms(15) && took <= silence + ms(15), "{took:?} for 3 × {interval} ms");
+        let cause = Some(DownCause::Silence(silence));
+        assert_eq!(world.ends[A].said(|e| *e == Event::State { state: State::Down, cause }), 1);
+        // B still hears A, who says Down: B is not Up either, and says so.
+        world.run(ms(interval));
+        assert_ne!(world.status(B).state, State::Up);
+        world.network.blocked = [false; 2];
+        assert!(world.run_until(silence + secs(8), World::together));
+    }
+}
+
+#[test]
+fn goodbye_brings_the_line_down_at_once_and_wipes() {
+    let mut world = up(a_opens());
+    world.close(A);
+    world.run(ms(11));
+    let status = world.status(B);
+    assert!(status.state == State::Down && status.session.is_none());
+    assert_eq!(world.ends[B].said(|e| matches!(e, Event::State { cause: Some(DownCause::Goodbye), .. })), 1);
+    assert!(!world.send_frame(B, 100), "sealed after goodbye");
+    // The closing end answers nothing, and is gone after the third goodbye.
+    let init = world.logged(A, Kind::Init).pop().unwrap();
+    let knock = wire::knock(&[1; 16], &open_keys(&world, B).sending);
+    assert!(world.give(A, init.to, &knock).is_empty());
+    world.run(ms(120));
+    assert!(!world.ends[A].running());
+    world.start(A);
+    assert!(world.run_until(secs(1), World::together), "not back within a second");
+    carries(&mut world);
+}
+
+#[test]
+fn figures_are_those_of_the_line() {
+    let mut world = up(pair());
+    world.network = Network { loss: 0.1, delay: 20_000_000..20_000_001, ..Network::default() };
+    world.start_traffic(Traffic { rate: 200.0, longest: 100 });
+    world.run(secs(60));
+    for end in [A, B] {
+        let status = world.status(end);
+        let rtt = status.rtt.unwrap();
+        assert!((ms(39)..ms(41)).contains(&rtt), "rtt {rtt:?}");
+        assert!(status.jitter.unwrap() < ms(1), "jitter {:?}", status.jitter);
+        for loss in [status.tx_loss.unwrap(), status.rx_loss.unwrap()] {
+            assert!((0.07..0.13).contains(&loss), "{loss} measured of 0.1");
+        }
+    }
+    world.network = Network { delay: 20_000_000..60_000_000, ..Network::default() };
+    world.run(secs(60));
+    for end in [A, B] {
+        let status = world.status(end);
+        assert!((ms(60)..ms(100)).contains(&status.rtt.unwrap()), "rtt {:?}", status.rtt);
+        assert!((ms(5)..ms(30)).contains(&status.jitter.unwrap()), "jitter {:?}", status.jitter);
+        assert!(status.tx_loss.unwrap() < 0.02 && status.rx_loss.unwrap() < 0.02, "{status:?}");
+    }
+}
+
+#[test]
+fn a_late_report_of_the_old_family_spoils_no_figures() {
+    let mut world = up(a_opens());
+    world.start_traffic(Traffic { rate: 100.0, longest: 100 });
+    world.run(secs(5));
+    // A's last Report before it dies stays on its way …
+    world.decide(|flight| if report(flight) && flight.sender == A { Fate::Hold } else { Fate::Pass });
+    assert!(world.run_until(secs(2), |w| !w.held.is_empty()));
+    let late = world.held.pop().unwrap();
+    world.kill(A);
+    world.start(A);
+    let before = epoch(&world, B);
+    // … until B uses A's new session, but before a Report under that.
+    assert!(world.run_until(secs(3), |w| epoch(w, B) > before));
+    world.give(B, late.from, &late.bytes);
+    world.decide_nothing();
+    for flight in std::mem::take(&mut world.held) {
+        world.release(flight);
+    }
+    world.network.loss = 0.2;
+    world.run(secs(30));
+    let loss = world.status(B).rx_loss.unwrap();
+    assert!((0.15..0.25).contains(&loss), "{loss} measured of 0.2");
+}
+
+// --- paths ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_path_moves_when_the_old_one_is_dead() {
+    let mut world = up(a_opens());
+    let old = world.status(B).path.unwrap().peer;
+    world.rebind(A);
+    assert!(world.run_until(secs(3), |w| w.status(B).path.unwrap().peer != old));
+    let took = world.now;
+    world.run(secs(10));
+    assert_eq!(world.ends[B].said(|e| matches!(e, Event::Path(_))), 1);
+    assert_eq!(world.ends[B].said(|e| matches!(e, Event::State { state: State::Down, .. })), 0, "{took}");
+    assert_eq!(world.logged(A, Kind::Init).len(), 1, "it took a cold open");
+    carries(&mut world);
+}
+
+#[test]
+fn the_own_address_may_change_too() {
+    for end in [A, B] {
+        let mut world = up(pair());
+        world.start_traffic(Traffic { rate: 10.0, longest: 100 });
+        world.renumber(end);
+        world.run(secs(6));
+        assert!(world.together());
+        world.stop_traffic();
+        world.run(ms(100));
+        carries(&mut world);
+    }
+}
+
+#[test]
+fn a_faster_copy_does_not_move_the_path() {
+    let mut world = up(a_opens());
+    world.start_traffic(Traffic { rate: 50.0, longest: 300 });
+    let (before, end) = (seen(&world, B), world.now + secs(15).as_nanos() as u64);
+    let mut read = world.log.as_ref().unwrap().len();
+    while world.step(end) {
+        // The copier is at B before the original, from an address of its own.
+        for flight in world.log.as_ref().unwrap()[read..].to_vec() {
+            if flight.sender == A && flight.to != stranger() {
+                world.give(B, stranger(), &flight.bytes);
+            }
+        }
+        read = world.log.as_ref().unwrap().len();
+    }
+    assert_eq!(seen(&world, B), before, "the copier moved the path");
+    let to_copier: Vec<Flight> = world.log.iter().flatten().filter(|f| f.to == stranger()).cloned().collect();
+    assert!(!to_copier.is_empty(), "the copier was never a candidate");
+    assert!(to_copier.iter().all(|f| f.bytes.len() == 44), "more than path checks went to the copier");
+    // The current address answers each check: twice in 15 s, at most three checks each.
+    assert!(to_copier.len() <= 6, "{} checks went to the copier", to_copier.len());
+    assert!(world.together());
+}
+
+#[test]
+fn a_wrong_length_or_version_is_malformed() {
+    let mut world = up(a_opens());
+    let from = world.logged(A, Kind::Init).pop().unwrap().from;
+    let key = open_keys(&world, A).sending;
+    let knock = wire::knock(&[3; 16], &key);
+    refused(&mut world, B, from, &knock[..63], MALFORMED);
+    refused(&mut world, B, from, &[], MALFORMED);
+    refused(&mut world, B, from, &[9; 64], MALFORMED);
+    let mut other = knock[..48].to_vec();
+    other[1] = 2;
+    other.extend_from_slice(&key.mac16(&[&other.clone()]));
+    refused(&mut world, B, from, &other, MALFORMED);
+    assert_eq!(world.ends[B].said(|e| matches!(e, Event::OtherVersion { version: 2, .. })), 1);
+}
+
+#[test]
+fn knocks_are_answered_for_ten_seconds() {
+    let mut world = up(a_opens());
+    let knock = world.logged(A, Kind::Knock).pop().unwrap();
+    world.run_to(9_900_000_000);
+    assert_eq!(world.give(B, knock.from, &knock.bytes).len(), 1);
+    world.run_to(10_100_000_000);
+    refused(&mut world, B, knock.from, &knock.bytes, REPLAYED);
+}

@@ -1,0 +1,161 @@
+//! One end: its keys, its place in the network, and its process while that runs.
+
+use super::{
+    entropy::{Draws, SeededEntropy},
+    watch::ProcessWatch,
+};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tieline::{
+    keys::{PresharedKey, PublicKey, SecretKey},
+    protocol::{Event, Link, Params, Receiver, Sender, SocketId, Time, link::Status},
+};
+
+/// How one end is set up.
+#[derive(Clone, Debug)]
+pub struct EndSetup {
+    /// Its secret key.
+    pub secret: [u8; 32],
+    pub psk: Option<[u8; 32]>,
+    pub params: Params,
+    /// Whether the peer's address is configured here.
+    pub knows_peer: bool,
+    /// How long this machine has been up when the world begins, in nanoseconds.
+    pub boot: u64,
+    /// How late this end's driver may be for its timers.
+    pub lateness: Duration,
+}
+
+impl EndSetup {
+    pub fn new(secret: u8) -> EndSetup {
+        EndSetup {
+            secret: [secret; 32],
+            psk: None,
+            params: Params::default(),
+            knows_peer: true,
+            boot: 77_000_000_000 * u64::from(secret),
+            lateness: Duration::ZERO,
+        }
+    }
+
+    pub fn public(&self) -> PublicKey {
+        SecretKey::from_bytes(self.secret).public().expect("a public key")
+    }
+}
+
+/// A running process of an end.
+pub struct Process {
+    pub link: Link,
+    pub sender: Sender,
+    pub receiver: Receiver,
+    pub draws: Arc<Draws>,
+    pub watch: ProcessWatch,
+}
+
+/// See the module.
+pub struct End {
+    pub setup: EndSetup,
+    /// The peer's public key, as this end has it.
+    pub peer: PublicKey,
+    pub process: Option<Process>,
+    /// Whether that is saying goodbye.
+    pub closing: bool,
+    /// Counts processes: the one running is the last.
+    pub generation: u64,
+    /// The machine's own address.
+    pub local: IpAddr,
+    /// Each socket's address as the network shows it.
+    pub sockets: BTreeMap<SocketId, SocketAddr>,
+    /// The socket the line uses.
+    pub used: SocketId,
+    /// Where the peer is, as config or the resolver say.
+    pub addresses: Vec<SocketAddr>,
+    /// When its engine wants to be woken.
+    pub timer: Option<Time>,
+    /// When it will be, by the world's clock.
+    pub wakes: Option<u64>,
+    /// Everything its processes said, with the time in the world.
+    pub events: Vec<(u64, Event)>,
+    /// Every datagram its present process got.
+    pub arrived: HashSet<Vec<u8>>,
+    /// User frames delivered to it.
+    pub delivered: u64,
+    /// User frames it sealed.
+    pub sealed: u64,
+}
+
+impl End {
+    pub fn new(setup: EndSetup, peer: PublicKey, local: IpAddr) -> End {
+        End {
+            setup,
+            peer,
+            process: None,
+            closing: false,
+            generation: 0,
+            local,
+            sockets: BTreeMap::new(),
+            used: SocketId(0),
+            addresses: Vec::new(),
+            timer: None,
+            wakes: None,
+            events: Vec::new(),
+            arrived: HashSet::new(),
+            delivered: 0,
+            sealed: 0,
+        }
+    }
+
+    /// This end's `CLOCK_BOOTTIME` when the world's clock says `now`.
+    pub fn time(&self, now: u64) -> Time {
+        Time(self.setup.boot + now)
+    }
+
+    /// The world's time at this end's `time`. A time before the world began counts as its beginning.
+    pub fn world_time(&self, time: Time) -> u64 {
+        time.0.saturating_sub(self.setup.boot)
+    }
+
+    /// Starts a process; the caller carries out what it says.
+    pub fn start(&mut self, now: u64, seed: u64) {
+        self.generation += 1;
+        self.arrived.clear();
+        let entropy = SeededEntropy::new(seed ^ self.generation.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let draws = entropy.draws();
+        let secret = SecretKey::from_bytes(self.setup.secret);
+        let psk = self.setup.psk.map(|psk| PresharedKey::from_bytes(psk).expect("a preshared key"));
+        let (link, sender, receiver) =
+            Link::new(self.setup.params.clone(), &secret, &self.peer, psk.as_ref(), Box::new(entropy), self.time(now))
+                .expect("keys that fit");
+        let watch = ProcessWatch::new(self.generation);
+        self.process = Some(Process { link, sender, receiver, draws, watch });
+    }
+
+    pub fn running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("a running process")
+    }
+
+    pub fn status(&self) -> Option<Status> {
+        self.process.as_ref().map(|process| process.link.status())
+    }
+
+    /// The sum of its drop counters.
+    pub fn drops(&self) -> u64 {
+        let Some(process) = &self.process else { return 0 };
+        let levels = process.link.levels();
+        let d = &levels.drops;
+        [&d.replayed, &d.unauthentic, &d.malformed, &d.no_session, &d.too_big].iter().map(|c| c.get()).sum()
+    }
+
+    /// How often its processes said something like this.
+    pub fn said(&self, what: impl Fn(&Event) -> bool) -> usize {
+        self.events.iter().filter(|(_, event)| what(event)).count()
+    }
+}

@@ -1,0 +1,163 @@
+//! What must never happen, seen from outside the protocol: each broken promise is a panic that names it.
+
+use super::end::End;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
+};
+use tieline::protocol::{
+    Path,
+    constants::{MIN_TRANSPORT, PATH_CHECKS},
+    control::State,
+    link::Status,
+    wire::Kind,
+};
+
+/// A transport datagram's name: index, lane, counter.
+type Name = (u32, u8, u64);
+
+/// Reads the name off a transport datagram's header.
+pub fn name(datagram: &[u8]) -> Option<Name> {
+    if datagram.len() < MIN_TRANSPORT || !matches!(Kind::of(datagram), Some(Kind::Data | Kind::Control)) {
+        return None;
+    }
+    let index = u32::from_be_bytes(datagram[4..8].try_into().ok()?);
+    let counter = u64::from_be_bytes(datagram[8..16].try_into().ok()?);
+    Some((index, datagram[2], counter))
+}
+
+/// The length of a sealed PathCheck or PathAnswer.
+const PATH_CHECK: usize = 12 + MIN_TRANSPORT;
+
+/// What one process did so far, as the world saw it.
+pub struct ProcessWatch {
+    generation: u64,
+    sealed: HashSet<Name>,
+    opened: HashSet<Name>,
+    epoch: u32,
+    post_quantum: bool,
+    /// Addresses that proved they read what is sent to them, or that config names.
+    proven: BTreeSet<SocketAddr>,
+    /// Bytes of cold-open answers sent less bytes received.
+    owed: BTreeMap<SocketAddr, i64>,
+    /// When checks went to addresses that are not proven.
+    checked: Vec<(u64, SocketAddr)>,
+    /// Timeouts handled in this second of the world.
+    timeouts: (u64, u32),
+}
+
+impl ProcessWatch {
+    /// The most timeouts one end may handle in a second.
+    const TIMEOUTS: u32 = 1_000;
+
+    pub fn new(generation: u64) -> ProcessWatch {
+        ProcessWatch {
+            generation,
+            sealed: HashSet::new(),
+            opened: HashSet::new(),
+            epoch: 0,
+            post_quantum: false,
+            proven: BTreeSet::new(),
+            owed: BTreeMap::new(),
+            checked: Vec::new(),
+            timeouts: (0, 0),
+        }
+    }
+
+    /// A timeout is handled.
+    pub fn timeout(&mut self, now: u64) {
+        let second = now / 1_000_000_000;
+        self.timeouts = if self.timeouts.0 == second { (second, self.timeouts.1 + 1) } else { (second, 1) };
+        assert!(self.timeouts.1 <= Self::TIMEOUTS, "the timer spins: {} calls in second {second}", self.timeouts.1);
+    }
+
+    /// A datagram arrived from `from`.
+    pub fn received(&mut self, from: SocketAddr, len: usize) {
+        *self.owed.entry(from).or_default() -= len as i64;
+    }
+
+    /// Config or the resolver name these addresses.
+    pub fn named(&mut self, addresses: &[SocketAddr]) {
+        self.proven.extend(addresses);
+    }
+
+    /// A datagram leaves for `path`.
+    pub fn sent(&mut self, now: u64, path: Path, datagram: &[u8]) {
+        let to = path.peer;
+        if let Some(name) = name(datagram) {
+            assert!(
+                self.sealed.insert(name),
+                "nonce used twice: index {:08x} lane {} counter {}",
+                name.0,
+                name.1,
+                name.2
+            );
+        }
+        match Kind::of(datagram) {
+            Some(Kind::Challenge | Kind::Response) => {
+                let owed = self.owed.entry(to).or_default();
+                *owed += datagram.len() as i64;
+                assert!(*owed <= 0, "{to} was answered with {owed} bytes more than came from it");
+                if Kind::of(datagram) == Some(Kind::Response) {
+                    self.proven.insert(to); // its Init carried our token
+                }
+            }
+            Some(Kind::Knock | Kind::Init) => {
+                assert!(self.proven.contains(&to), "knocked at {to}, which nobody named");
+            }
+            Some(Kind::Data | Kind::Control) if !self.proven.contains(&to) => {
+                assert_eq!(datagram.len(), PATH_CHECK, "more than a path check to {to}, which is not proven");
+                self.checked.retain(|(at, _)| now - at < 550_000_000); // three checks take at least 600 ms
+                self.checked.push((now, to));
+                let checks = self.checked.iter().filter(|(_, address)| *address == to).count();
+                assert!(checks <= usize::from(PATH_CHECKS), "{checks} path checks to {to} in half a second");
+            }
+            Some(Kind::Data | Kind::Control) => {}
+            None => panic!("a datagram of no known kind was sent"),
+        }
+    }
+
+    /// A transport datagram was opened.
+    pub fn opened(&mut self, datagram: &[u8]) {
+        if let Some(name) = name(datagram) {
+            assert!(self.opened.insert(name), "opened twice: index {:08x} lane {} counter {}", name.0, name.1, name.2);
+        }
+    }
+
+    /// Looks at what the process says of itself, after every event.
+    pub fn look(&mut self, status: &Status) {
+        if let Some(session) = status.session {
+            assert!(session.epoch >= self.epoch, "cur fell from epoch {} to {}", self.epoch, session.epoch);
+            (self.epoch, self.post_quantum) = (session.epoch, session.post_quantum);
+        } else {
+            assert_ne!(status.state, State::Up, "Up without a session");
+        }
+        if let Some(path) = status.path {
+            self.proven.insert(path.peer);
+        }
+    }
+}
+
+/// User frames, from end to end.
+#[derive(Default)]
+pub struct Frames {
+    sent: HashMap<Vec<u8>, usize>,
+    delivered: HashSet<Vec<u8>>,
+}
+
+impl Frames {
+    /// `from` seals this frame now.
+    pub fn sealed(&mut self, from: usize, ends: &[End; 2], frame: &[u8]) {
+        let hybrid = ends.iter().any(|end| end.setup.params.post_quantum);
+        let session = ends[from].status().and_then(|status| status.session);
+        let session = session.expect("user data was sealed with no session in use");
+        assert!(session.post_quantum || !hybrid, "user data was sealed in a session that is not hybrid");
+        self.sent.insert(frame.to_vec(), from);
+    }
+
+    /// `to` got this frame.
+    pub fn delivered(&mut self, to: usize, frame: &[u8]) {
+        assert_eq!(self.sent.get(frame), Some(&(1 - to)), "a frame was delivered that the other end had not sent");
+        assert!(self.delivered.insert(frame.to_vec()), "a frame was delivered twice");
+    }
+}
