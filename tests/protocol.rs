@@ -531,6 +531,22 @@ fn a_bootstrap_without_a_child_is_said_and_begun_anew() {
     assert!(world.run_until(secs(3), World::together));
 }
 
+#[test]
+fn a_bootstrap_is_given_its_time_in_silence() {
+    let mut world = up(pair());
+    world.kill(A);
+    world.start(A);
+    let init = |w: &World| w.logged(A, Kind::Init).len() + w.logged(B, Kind::Init).len();
+    // B still holds the old session, in which it hears nothing more; the rekey in the new bootstrap is slow.
+    world.decide(|flight| if rekey_part(flight) { Fate::Drop } else { Fate::Pass });
+    world.run(secs(3));
+    let inits = init(&world); // one of each end: neither hears of the other's bootstrap
+    world.run(secs(5));
+    assert_eq!(init(&world), inits, "opened again and again, though there is a bootstrap");
+    world.decide_nothing();
+    assert!(world.run_until(secs(4), World::together));
+}
+
 // --- liveness -------------------------------------------------------------------------------------------------
 
 #[test]
