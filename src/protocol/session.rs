@@ -249,8 +249,9 @@ impl Halves {
     pub fn derive(root: &Root, shape: &Shape) -> Result<Halves, CryptoFailure> {
         let levels: Arc<SessionLevels> = Arc::default();
         let lane_levels = shape.lanes.clone().unwrap_or_else(|| lane_set(0));
+        let lanes = lane_levels.len().max(1) as u64;
         let mut halves = Halves {
-            control: shape.sealer(root, CONTROL_LANE, 1, &levels, None)?,
+            control: shape.sealer(root, CONTROL_LANE, lanes, &levels, None)?,
             sealers: Vec::new(),
             opening: Box::new(Opening {
                 index: shape.own_index,
@@ -261,7 +262,6 @@ impl Halves {
             }),
             levels: levels.clone(),
         };
-        let lanes = lane_levels.len() as u64;
         for (lane, lane_level) in (0u8..).zip(lane_levels.iter()) {
             halves.sealers.push(shape.sealer(root, lane, lanes, &levels, Some(lane_level.clone()))?);
             halves.opening.lanes.push(shape.opener(root, lane, Window::data())?);

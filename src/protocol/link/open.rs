@@ -79,6 +79,11 @@ impl Attempt {
         COLD_RESENDS.get(self.sent).map(|after| self.first_sent + *after)
     }
 
+    /// The index its Init gave the peer.
+    pub fn index(&self) -> Option<u32> {
+        self.init.as_ref().map(|init| init.payload.index)
+    }
+
     fn ends(&self) -> Time {
         self.started + ATTEMPT_TIME
     }
