@@ -302,15 +302,13 @@ fn reflect_every_datagram_to_its_sender() {
         if !world.step(end) {
             break;
         }
-        let new: Vec<Flight> = world.log.as_ref().unwrap()[reflected..].to_vec();
-        for flight in &new {
+        for flight in world.news(&mut reflected) {
             let (before, dropped) = (seen(&world, flight.sender), world.ends[flight.sender].drops());
             let answers = world.give(flight.sender, flight.to, &flight.bytes);
             assert!(answers.is_empty(), "a reflected {:?} drew {answers:?}", flight.kind());
             assert_eq!(world.ends[flight.sender].drops(), dropped + 1);
             assert_eq!(seen(&world, flight.sender), before);
         }
-        reflected += new.len();
     }
     assert!(world.together() && reflected > 100, "{reflected} reflected");
 }
@@ -702,12 +700,11 @@ fn a_faster_copy_does_not_move_the_path() {
     let mut read = world.log.as_ref().unwrap().len();
     while world.step(end) {
         // The copier is at B before the original, from an address of its own.
-        for flight in world.log.as_ref().unwrap()[read..].to_vec() {
+        for flight in world.news(&mut read) {
             if flight.sender == A && flight.to != stranger() {
                 world.give(B, stranger(), &flight.bytes);
             }
         }
-        read = world.log.as_ref().unwrap().len();
     }
     assert_eq!(seen(&world, B), before, "the copier moved the path");
     let to_copier: Vec<Flight> = world.log.iter().flatten().filter(|f| f.to == stranger()).cloned().collect();
