@@ -205,6 +205,11 @@ impl Exchange {
         })
     }
 
+    /// The index M1 gave the peer.
+    pub fn index(&self) -> u32 {
+        self.own.index
+    }
+
     /// The parts of M1, to be sent now; sets when they are next.
     pub fn send(&mut self, now: Time) -> Vec<Vec<u8>> {
         self.resend_at = now + self.spacing;

@@ -533,6 +533,13 @@ impl World {
         self.log.as_ref().map(|log| log[before..].to_vec()).unwrap_or_default()
     }
 
+    /// What was sent since this was last asked with the same `read`.
+    pub fn news(&self, read: &mut usize) -> Vec<Flight> {
+        let log: Vec<Flight> = self.log.iter().flatten().skip(*read).cloned().collect();
+        *read += log.len();
+        log
+    }
+
     /// What `sender` sent of this kind so far.
     pub fn logged(&self, sender: usize, kind: Kind) -> Vec<Flight> {
         let log = self.log.iter().flatten();

@@ -82,6 +82,11 @@ impl Attempt {
         COLD_RESENDS.get(self.sent).map(|after| self.first_sent + *after)
     }
 
+    /// The index its Init gave the peer.
+    pub fn index(&self) -> Option<u32> {
+        self.init.as_ref().map(|init| init.payload.index)
+    }
+
     fn ends(&self) -> Time {
         self.started + ATTEMPT_TIME
     }
@@ -114,16 +119,18 @@ impl Link {
             return None;
         }
         let start = self.opener.not_before;
+        if self.slots.boot.is_some() {
+            return None; // it has its time to become a session
+        }
         let Some(cur) = &self.slots.cur else {
-            return self.slots.boot.is_none().then_some((start, Reason::NotUp));
+            return Some((start, Reason::NotUp));
         };
-        let silent = self.last_heard().map(|heard| heard + self.detection() / 2);
+        let silent = self.last_heard().map(|heard| (heard + self.detection() / 2, Reason::Silence));
         // A session just opened has a detection time to bring the line Up.
-        let not_up = (self.liveness.state != State::Up && self.slots.boot.is_none())
-            .then(|| self.liveness.not_up_since.max(cur.established) + self.detection());
-        let silent = silent.map(|t| (t.max(start), Reason::Silence));
-        let not_up = not_up.map(|t| (t.max(start), Reason::NotUp));
-        [not_up, silent].into_iter().flatten().min_by_key(|(t, _)| *t)
+        let not_up = (self.liveness.state != State::Up)
+            .then(|| (self.liveness.not_up_since.max(cur.established) + self.detection(), Reason::NotUp));
+        let (at, reason) = [not_up, silent].into_iter().flatten().min_by_key(|(at, _)| *at)?;
+        Some((at.max(start), reason))
     }
 
     pub(super) fn next_attempt(&self) -> Option<Time> {
