@@ -364,6 +364,55 @@ fn without_entropy_nothing_spins_and_later_all_is_well() {
     assert!(world.run_until(secs(12), World::together));
 }
 
+/// B, up and waiting, and one who has A's keys.
+fn puppet() -> (World, Puppet) {
+    let mut world = a_opens();
+    world.kill(A);
+    world.run(ms(100));
+    let puppet = Puppet::new(&world.ends[A].setup, &world.ends[B].setup, stranger());
+    (world, puppet)
+}
+
+#[test]
+fn each_answer_has_a_higher_epoch_than_those_before() {
+    let (mut world, mut puppet) = puppet();
+    let mut answer = |world: &mut World, own| puppet.open(world, B, own).expect("a Response").0.epoch;
+    let first = answer(&mut world, 1);
+    world.run(ms(150));
+    assert_eq!(answer(&mut world, 1), first + 1);
+    // What was never confirmed leaves no trace.
+    world.run(secs(11));
+    assert_eq!(answer(&mut world, 1), first);
+    // The peer's word counts as well.
+    world.run(ms(150));
+    answer(&mut world, 70);
+    world.run(ms(150));
+    assert_eq!(answer(&mut world, 1), 71);
+}
+
+#[test]
+fn inits_too_close_together_are_refused() {
+    let (mut world, mut puppet) = puppet();
+    assert!(puppet.open(&mut world, B, 1).is_some());
+    world.run(ms(50));
+    assert!(puppet.open(&mut world, B, 1).is_none(), "answered 50 ms after another");
+    world.run(ms(51));
+    assert!(puppet.open(&mut world, B, 1).is_some());
+}
+
+#[test]
+fn user_data_in_a_bootstrap_is_malformed() {
+    let (mut world, mut puppet) = puppet();
+    let (_, mut halves) = puppet.open(&mut world, B, 1).expect("a Response");
+    let mut datagram = vec![0; 16 + 100 + 16];
+    halves.sealers[0].seal(0, &mut datagram).unwrap();
+    refused(&mut world, B, stranger(), &datagram, MALFORMED);
+    // And control that has no place in one is dropped, though it opens.
+    let goodbye = halves.control.seal_message(&[8]).unwrap();
+    refused(&mut world, B, stranger(), &goodbye, MALFORMED);
+    assert_eq!(world.ends[B].delivered, 0);
+}
+
 // --- bootstrap and rekey --------------------------------------------------------------------------------------
 
 /// Whether a datagram is a part of M1 or M2: these lengths no other control message has.
@@ -610,6 +659,37 @@ fn goodbye_brings_the_line_down_at_once_and_wipes() {
     world.start(A);
     assert!(world.run_until(secs(1), World::together), "not back within a second");
     carries(&mut world);
+}
+
+#[test]
+fn a_goodbye_of_the_session_before_is_not_obeyed() {
+    let mut world = up(a_opens());
+    world.decide(|flight| if flight.sender == A && flight.bytes.len() == 33 { Fate::Hold } else { Fate::Pass });
+    world.close(A);
+    world.run(ms(200));
+    world.start(A);
+    let mut world = up(world);
+    let goodbyes = std::mem::take(&mut world.held);
+    assert_eq!(goodbyes.len(), 3);
+    for late in goodbyes {
+        let before = seen(&world, B);
+        assert!(world.give(B, late.from, &late.bytes).is_empty());
+        assert_eq!(seen(&world, B), before);
+    }
+    carries(&mut world);
+}
+
+#[test]
+fn what_was_opened_counts_though_the_notice_of_it_was_lost() {
+    let mut world = pair_with(|setups| setups.iter_mut().for_each(|setup| setup.params.post_quantum = false));
+    world.notice_loss = 1.0;
+    // B gets nothing but A's data, and nobody gets B's Knocks.
+    world.decide(|flight| match (flight.sender, flight.kind()) {
+        (A, Some(Kind::Control)) | (B, Some(Kind::Knock)) => Fate::Drop,
+        _ => Fate::Pass,
+    });
+    world.run(secs(2));
+    assert!(world.status(B).session.is_some());
 }
 
 #[test]

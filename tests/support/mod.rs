@@ -7,12 +7,14 @@
 
 pub mod end;
 pub mod entropy;
+pub mod puppet;
 pub mod trace;
 pub mod watch;
 pub mod world;
 
 pub use end::{End, EndSetup};
 pub use entropy::SeededEntropy;
+pub use puppet::Puppet;
 pub use world::{Fate, Flight, Traffic, World};
 
 use rand_chacha::{
