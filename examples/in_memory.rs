@@ -75,6 +75,7 @@ impl End {
         let mut datagram = vec![0; HEADER + frame.len() + TAG];
         datagram[HEADER..HEADER + frame.len()].copy_from_slice(frame);
         self.sender.seal(0, &mut datagram)?;
+        self.sender.handed_over();
         Ok(datagram)
     }
 }

@@ -129,6 +129,7 @@ impl Egress {
             Some((path, socket)) => self.sends.send(socket, path.peer, path.local, datagrams),
             None => SendReport { failed: datagrams.count(), ..SendReport::default() },
         };
+        self.sender.handed_over();
         self.batch.clear();
         self.traffic.packets.add(report.sent as u64);
         self.traffic.bytes.add((report.bytes - report.sent * MIN_TRANSPORT) as u64);
@@ -147,7 +148,9 @@ impl Egress {
         }
         let Some(path) = self.sender.path() else { return };
         let Some(socket) = self.sockets.get(path.socket) else { return };
-        if let Err(error) = socket.send_to(&datagram, path.peer, path.local) {
+        let sent = socket.send_to(&datagram, path.peer, path.local);
+        self.sender.handed_over();
+        if let Err(error) = sent {
             self.blame(path, error);
         }
     }

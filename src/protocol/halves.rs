@@ -90,6 +90,16 @@ impl Sender {
         }
         sealed
     }
+
+    /// Says that what was sealed has been handed to the socket; once a batch.
+    ///
+    /// Reports count what has left. A Report overtakes what is sealed and still waits for its turn, and the peer would take
+    /// that for lost.
+    pub fn handed_over(&mut self) {
+        if let Some(sealer) = &mut self.sealer {
+            sealer.handed_over();
+        }
+    }
 }
 
 /// What the engine hands to the ingress loop.

@@ -58,7 +58,7 @@ pub struct Levels {
 /// The levels of one data lane, kept over a cold open and its children.
 #[derive(Debug, Default)]
 pub struct LaneLevels {
-    /// Datagrams sealed.
+    /// Datagrams sealed and handed to the socket.
     pub sent: Counter,
     /// Datagrams opened.
     pub received: Counter,

@@ -89,6 +89,8 @@ pub struct LaneSealer {
     session: Arc<SessionLevels>,
     /// The data lane's levels; none for the control lane.
     lane: Option<Arc<LaneLevels>>,
+    /// Sealed, and not yet said to be on its way.
+    held: u64,
 }
 
 impl LaneSealer {
@@ -117,12 +119,19 @@ impl LaneSealer {
             .seal_in_place_separate_tag(self.aead.nonce(counter), Aad::from(&header[..]), text)
             .map_err(|_| SealError::Exhausted)?;
         tag_room.copy_from_slice(tag.as_ref());
-        if let Some(lane) = &self.lane {
-            lane.sent.add(1);
+        if self.lane.is_some() {
+            self.held += 1;
             self.session.sealed.add(1);
             self.session.sealed_bytes.add(len);
         }
         Ok(())
+    }
+
+    /// What was sealed has been handed to the socket: Reports count it from now on.
+    pub(super) fn handed_over(&mut self) {
+        if let Some(lane) = &self.lane {
+            lane.sent.add(std::mem::take(&mut self.held));
+        }
     }
 
     /// Seals a control message into a datagram of its own.
@@ -293,6 +302,7 @@ impl Shape {
             bytes_left: SEAL_BYTES / lanes,
             session: session.clone(),
             lane: levels,
+            held: 0,
         })
     }
 

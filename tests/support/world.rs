@@ -403,6 +403,7 @@ impl World {
         if process.sender.seal(0, &mut datagram).is_err() {
             return false;
         }
+        process.sender.handed_over();
         if let Some(path) = process.sender.path() {
             if !frame.is_empty() {
                 self.frames.sealed(end, &self.ends, frame);
