@@ -157,7 +157,12 @@ impl Story {
                      opened; give both the same preshared_key file"
                 })
             }
-            Event::Refused(verdict) => self.complain(now, C::Refused, L::WARN, || refused(*verdict)),
+            Event::Refused(verdict) => self.complain(now, C::Refused, L::WARN, || {
+                format!("the peer refuses the link: {}; asking again every 30 s", differ(*verdict))
+            }),
+            Event::Refusing(verdict) => self.complain(now, C::Refused, L::WARN, || {
+                format!("the link the peer asks for cannot be: {}", differ(*verdict))
+            }),
             Event::Stranger(source) => {
                 // Beside a line that is up, it is what any open port hears.
                 let level = if status.state == State::Up { L::DEBUG } else { L::WARN };
@@ -209,13 +214,13 @@ fn gone(cause: DownCause) -> String {
     }
 }
 
-fn refused(verdict: Verdict) -> String {
-    let why = match verdict {
+/// In what the ends differ, and what to do about it.
+fn differ(verdict: Verdict) -> &'static str {
+    match verdict {
         Verdict::NoCommonCipher => "the two ends share no cipher: set cipher = \"auto\" in [crypto] at both",
         Verdict::LayersDiffer => "one end carries ethernet and the other ip: set the same layer in [link] at both",
-        Verdict::Fine => "it gives no reason",
-    };
-    format!("the peer refuses the link: {why}; asking again every 30 s")
+        Verdict::Fine => "no reason is given",
+    }
 }
 
 /// `12.1 ms`, `41 ms`.

@@ -182,6 +182,8 @@ pub enum Event {
     PresharedKeysDiffer,
     /// The peer refuses the link.
     Refused(Verdict),
+    /// This end refuses the link the peer asks for.
+    Refusing(Verdict),
     /// Cold-open datagrams come that are not from our peer: the public keys may differ.
     Stranger(SocketAddr),
     /// The peer speaks another version of the protocol.

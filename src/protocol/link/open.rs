@@ -346,10 +346,13 @@ impl Link {
         let own = Payload { ciphers: chosen.map_or(0, |c| c as u8), verdict, ..offered };
         let noise = handshake.write(&own.encode())?;
         let response = wire::response(nonce, &noise, &self.open_keys.sending);
-        if let (Some(cipher), Verdict::Fine) = (chosen, verdict) {
-            let session = self.cold_session(now, path, handshake.split()?, cipher, (&own, peer), false)?;
-            self.slots.answer(session);
-            self.expire_sessions();
+        match chosen {
+            Some(cipher) => {
+                let session = self.cold_session(now, path, handshake.split()?, cipher, (&own, peer), false)?;
+                self.slots.answer(session);
+                self.expire_sessions();
+            }
+            None => self.event(Event::Refusing(verdict)),
         }
         Ok(response)
     }
