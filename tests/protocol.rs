@@ -550,6 +550,18 @@ fn post_quantum_true_against_false() {
 }
 
 #[test]
+fn both_implementations_of_ml_kem_understand_each_other() {
+    for real in [A, B] {
+        let mut world = up(pair_with(|setups| {
+            setups[B].knows_peer = false;
+            setups[real].real_entropy = true;
+        }));
+        assert!(world.status(real).session.unwrap().post_quantum);
+        carries(&mut world);
+    }
+}
+
+#[test]
 fn sessions_are_replaced_before_they_end() {
     let mut world = up(a_opens());
     world.traffic = [None; 2];
