@@ -550,6 +550,18 @@ fn post_quantum_true_against_false() {
 }
 
 #[test]
+fn both_implementations_of_ml_kem_understand_each_other() {
+    for real in [A, B] {
+        let mut world = up(pair_with(|setups| {
+            setups[B].knows_peer = false;
+            setups[real].real_entropy = true;
+        }));
+        assert!(world.status(real).session.unwrap().post_quantum);
+        carries(&mut world);
+    }
+}
+
+#[test]
 fn sessions_are_replaced_before_they_end() {
     let mut world = up(a_opens());
     world.traffic = [None; 2];
@@ -681,13 +693,16 @@ fn a_goodbye_of_the_session_before_is_not_obeyed() {
 
 #[test]
 fn what_was_opened_counts_though_the_notice_of_it_was_lost() {
-    let mut world = pair_with(|setups| setups.iter_mut().for_each(|setup| setup.params.post_quantum = false));
+    let mut setups = [EndSetup::new(1), EndSetup::new(2)];
+    setups.iter_mut().for_each(|setup| setup.params.post_quantum = false);
+    let mut world = World::new(1, setups);
     world.notice_loss = 1.0;
     // B gets nothing but A's data, and nobody gets B's Knocks.
     world.decide(|flight| match (flight.sender, flight.kind()) {
         (A, Some(Kind::Control)) | (B, Some(Kind::Knock)) => Fate::Drop,
         _ => Fate::Pass,
     });
+    world.start_both();
     world.run(secs(2));
     assert!(world.status(B).session.is_some());
 }
@@ -756,6 +771,34 @@ fn the_path_moves_when_the_old_one_is_dead() {
     assert_eq!(world.ends[B].said(|e| matches!(e, Event::State { state: State::Down, .. })), 0, "{took}");
     assert_eq!(world.logged(A, Kind::Init).len(), 1, "it took a cold open");
     carries(&mut world);
+}
+
+#[test]
+fn an_answer_to_a_probe_moves_the_line_only_while_it_is_down() {
+    for late in [false, true] {
+        let mut world = up(a_opens());
+        let (time, addresses) = (world.ends[A].time(world.now), [world.status(A).path.unwrap().peer, stranger()]);
+        world.ends[A].process().watch.named(&addresses);
+        world.ends[A].process().link.handle_addresses(time, &addresses);
+        world.decide(|flight| match flight.kind() {
+            Some(Kind::Knock) => Fate::Drop, // no cold open, which would mend it another way
+            _ if flight.to == stranger() => Fate::Hold,
+            // The answer of the address in use would settle it.
+            _ if flight.sender == B && flight.bytes.len() == 44 => Fate::Drop,
+            _ => Fate::Pass,
+        });
+        world.network.blocked = [true; 2];
+        assert!(world.run_until(secs(6), |w| !w.held.is_empty()), "the second address was never asked");
+        assert_eq!(world.status(A).state, State::Down);
+        if late {
+            world.network.blocked = [false; 2];
+            assert!(world.run_until(secs(5), World::together));
+        }
+        let check = world.held.pop().unwrap(); // the last one: its cookie is the one that counts
+        let answer = world.give(B, check.from, &check.bytes).into_iter().find(|f| f.bytes.len() == 44).unwrap();
+        world.give(A, answer.from, &answer.bytes);
+        assert_eq!(world.status(A).path.unwrap().peer == stranger(), !late);
+    }
 }
 
 #[test]

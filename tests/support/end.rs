@@ -11,8 +11,9 @@ use std::{
     time::Duration,
 };
 use tieline::{
+    control::OsEntropy,
     keys::{PresharedKey, PublicKey, SecretKey},
-    protocol::{Event, Link, Params, Receiver, Sender, SocketId, Time, link::Status},
+    protocol::{Event, Link, Params, Receiver, Sender, SocketId, Time, crypto::Entropy, link::Status},
 };
 
 /// How one end is set up.
@@ -26,6 +27,8 @@ pub struct EndSetup {
     pub knows_peer: bool,
     /// How long this machine has been up when the world begins, in nanoseconds.
     pub boot: u64,
+    /// Whether it draws from the system, as real links do: a world with one of these does not repeat.
+    pub real_entropy: bool,
     /// How late this end's driver may be for its timers.
     pub lateness: Duration,
 }
@@ -38,6 +41,7 @@ impl EndSetup {
             params: Params::default(),
             knows_peer: true,
             boot: 77_000_000_000 * u64::from(secret),
+            real_entropy: false,
             lateness: Duration::ZERO,
         }
     }
@@ -125,10 +129,11 @@ impl End {
         self.arrived.clear();
         let entropy = SeededEntropy::new(seed ^ self.generation.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let draws = entropy.draws();
+        let entropy: Box<dyn Entropy> = if self.setup.real_entropy { Box::new(OsEntropy) } else { Box::new(entropy) };
         let secret = SecretKey::from_bytes(self.setup.secret);
         let psk = self.setup.psk.map(|psk| PresharedKey::from_bytes(psk).expect("a preshared key"));
         let (link, sender, receiver) =
-            Link::new(self.setup.params.clone(), &secret, &self.peer, psk.as_ref(), Box::new(entropy), self.time(now))
+            Link::new(self.setup.params.clone(), &secret, &self.peer, psk.as_ref(), entropy, self.time(now))
                 .expect("keys that fit");
         let watch = ProcessWatch::new(self.generation);
         self.process = Some(Process { link, sender, receiver, draws, watch });

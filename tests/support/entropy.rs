@@ -1,5 +1,5 @@
-//! Entropy that repeats: ChaCha8 from a seed, and ML-KEM-768 made from it by another implementation than the one in
-//! use, so that the two check each other wherever a rekey succeeds.
+//! Entropy that repeats: ChaCha8 from a seed, and ML-KEM-768 made from it by the `ml-kem` package, as aws-lc-rs takes no
+//! randomness from outside.
 
 use ml_kem::{Decapsulate, DecapsulationKey, EncapsulationKey, KeyExport, MlKem768};
 use rand_chacha::{

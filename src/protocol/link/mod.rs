@@ -499,17 +499,4 @@ impl Link {
         self.outputs.push_back(Output::Ingress(IngressUpdate::Current { session, path }));
         self.outputs.push_back(Output::Egress(EgressUpdate::Path(path)));
     }
-
-    /// A receive index that no session and nothing under way has.
-    fn fresh_index(&mut self) -> Result<u32, CryptoFailure> {
-        loop {
-            let index = u32::from_be_bytes(self.entropy.bytes()?);
-            let opening = self.attempt.as_ref().and_then(Attempt::index);
-            let rekeying =
-                self.slots.all().filter_map(|s| s.exchange.as_ref()).any(|exchange| exchange.index() == index);
-            if index != 0 && opening != Some(index) && !rekeying && self.slots.all().all(|s| s.index != index) {
-                return Ok(index);
-            }
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! Sessions from birth to use: how they are made, established and put in their slots, and the rekeys under them.
 
-use super::{Event, Keepalive, Link, Output};
+use super::{Event, Keepalive, Link, Output, open::Attempt};
 use crate::protocol::{
     Time,
     constants::*,
@@ -61,6 +61,19 @@ impl Link {
             rekey_failed: false,
             answer: None,
         })
+    }
+
+    /// A receive index that no session and nothing under way has.
+    pub(super) fn fresh_index(&mut self) -> Result<u32, CryptoFailure> {
+        loop {
+            let index = u32::from_be_bytes(self.entropy.bytes()?);
+            let opening = self.attempt.as_ref().and_then(Attempt::index);
+            let rekeying =
+                self.slots.all().filter_map(|s| s.exchange.as_ref()).any(|exchange| exchange.index() == index);
+            if index != 0 && opening != Some(index) && !rekeying && self.slots.all().all(|s| s.index != index) {
+                return Ok(index);
+            }
+        }
     }
 
     /// Something was opened under this session for the first time.

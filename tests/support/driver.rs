@@ -1,0 +1,168 @@
+//! The driver of an end, as `src/control` and `src/dataplane` would be: it carries out what the engine says, wakes it in
+//! time, and takes what comes.
+
+use super::world::{Flight, World, who};
+use tieline::protocol::{EgressUpdate, Event, HEADER, Input, Output, Path, Received, Small, SocketId, TAG, Time};
+
+impl World {
+    /// Carries out everything the engine says, in order, then looks at what it came to.
+    pub fn carry_out(&mut self, end: usize) {
+        while let Some(output) = self.ends[end].process().link.poll_output() {
+            self.carry_out_one(end, output);
+        }
+        let process = self.ends[end].process();
+        process.watch.look(&process.link.status());
+        let next = process.link.poll_timeout();
+        if process.link.is_closed() {
+            return self.kill(end);
+        }
+        self.set_timer(end, next);
+    }
+
+    fn carry_out_one(&mut self, end: usize, output: Output) {
+        match output {
+            Output::Ingress(update) => self.ends[end].process().receiver.apply(update),
+            Output::Egress(update) => self.egress(end, update),
+            Output::Send(transmit) => self.transmit(end, transmit.path, transmit.datagram),
+            Output::Event(event) => self.event(end, event),
+        }
+    }
+
+    /// The same, where a test polled the outputs itself.
+    pub fn carry_out_these(&mut self, end: usize, outputs: Vec<Output>) {
+        for output in outputs {
+            self.carry_out_one(end, output);
+        }
+        self.carry_out(end);
+    }
+
+    /// The driver sleeps until `next`; a slow one longer.
+    fn set_timer(&mut self, end: usize, next: Option<Time>) {
+        let now = self.now;
+        let e = &mut self.ends[end];
+        let lateness = e.setup.lateness.as_nanos() as u64;
+        assert!(lateness > 0 || next.is_none_or(|t| t >= e.time(now)), "{}'s next timeout lies in the past", who(end));
+        if e.timer != next {
+            e.timer = next;
+            e.wakes =
+                next.map(|t| e.world_time(t).max(now) + if lateness > 0 { self.dice.range(0..lateness) } else { 0 });
+        }
+    }
+
+    fn egress(&mut self, end: usize, update: EgressUpdate) {
+        let process = self.ends[end].process();
+        process.sender.apply(update);
+        if process.sender.take_keepalive() {
+            self.seal(end, &[]);
+        }
+    }
+
+    /// Seals a frame and sends it; an empty one is a keepalive. False where there is no session.
+    pub(super) fn seal(&mut self, end: usize, frame: &[u8]) -> bool {
+        let mut datagram = vec![0; HEADER + frame.len() + TAG];
+        datagram[HEADER..HEADER + frame.len()].copy_from_slice(frame);
+        let process = self.ends[end].process();
+        if process.sender.seal(0, &mut datagram).is_err() {
+            return false;
+        }
+        process.sender.handed_over();
+        if let Some(path) = process.sender.path() {
+            if !frame.is_empty() {
+                self.frames.sealed(end, &self.ends, frame);
+                self.ends[end].sealed += 1;
+            }
+            self.transmit(end, path, datagram);
+        }
+        true
+    }
+
+    fn event(&mut self, end: usize, event: Event) {
+        let now = self.now;
+        self.trace.note(now, format!("{end}{event:?}"), || format!("{}: {event:?}", who(end)));
+        match &event {
+            Event::WantSocket => {
+                let used = self.ends[end].used;
+                let listens = self.ends[1 - end].setup.knows_peer;
+                let address = self.fresh_address(end);
+                let e = &mut self.ends[end];
+                e.sockets.retain(|id, _| *id == used || listens && *id == SocketId(0));
+                let id = (0..).map(SocketId).find(|id| !e.sockets.contains_key(id)).expect("a free number");
+                e.sockets.insert(id, address);
+                let time = e.time(now);
+                e.process().link.handle_socket(time, id);
+            }
+            Event::UsesSocket(id) => {
+                let listens = self.ends[1 - end].setup.knows_peer;
+                let e = &mut self.ends[end];
+                e.used = *id;
+                e.sockets.retain(|other, _| other == id || listens && *other == SocketId(0));
+            }
+            Event::Path(path) => self.ends[end].process().watch.named(&[path.peer]),
+            Event::Session { post_quantum, .. } => {
+                let hybrid = self.ends.iter().any(|end| end.setup.params.post_quantum);
+                assert!(*post_quantum || !hybrid, "a session came into use that is not hybrid");
+            }
+            _ => {}
+        }
+        self.ends[end].events.push((now, event));
+    }
+
+    /// The socket call: it fails where the address to send from is not this machine's.
+    fn transmit(&mut self, end: usize, path: Path, bytes: Vec<u8>) {
+        let now = self.now;
+        let e = &mut self.ends[end];
+        let Some(&from) = e.sockets.get(&path.socket) else {
+            panic!("{} sends from {:?}, which is closed", who(end), path.socket);
+        };
+        e.process().watch.sent(now, path, &bytes);
+        if path.local.is_some_and(|local| local != e.local) {
+            self.trace.note(now, ("no send", end), || format!("{} cannot send from {:?}", who(end), path.local));
+            let time = self.ends[end].time(now);
+            self.ends[end].process().link.handle_send_failure(time, path);
+            return;
+        }
+        self.launch(Flight { sender: end, from, to: path.peer, bytes });
+    }
+
+    /// An end's ingress loop takes a datagram.
+    pub fn receive(&mut self, end: usize, socket: SocketId, flight: Flight) {
+        let Flight { from, mut bytes, .. } = flight;
+        let time = self.ends[end].time(self.now);
+        let path = Path { socket, local: Some(self.ends[end].local), peer: from };
+        let header: Vec<u8> = bytes.iter().take(32).copied().collect();
+        let drops = self.ends[end].drops();
+        self.ends[end].arrived.insert(bytes.clone());
+        let process = self.ends[end].process();
+        process.watch.received(from, bytes.len());
+        let received = process.receiver.receive(time, path, &mut bytes);
+        let text = HEADER..bytes.len().saturating_sub(TAG);
+        let dropped = self.ends[end].drops() != drops;
+        if !dropped {
+            self.ends[end].process().watch.opened(&header);
+        }
+        let input = match received {
+            Received::Frame { .. } => {
+                self.frames.delivered(end, &bytes[text]);
+                self.ends[end].delivered += 1;
+                None
+            }
+            Received::Cold => Some(Input::Cold { path, datagram: Small::new(&bytes) }),
+            Received::Control { session, counter } => {
+                Some(Input::Control { path, session, counter, message: Small::new(&bytes[text]) })
+            }
+            Received::Nothing => None,
+        };
+        if let Some(input) = input {
+            self.ends[end].process().link.handle_input(time, input);
+            self.carry_out(end);
+        }
+        while let Some(process) = &mut self.ends[end].process
+            && let Some(notice) = process.receiver.poll_notice()
+        {
+            if !self.dice.chance(self.notice_loss) {
+                self.ends[end].process().link.handle_input(time, Input::Notice(notice));
+                self.carry_out(end);
+            }
+        }
+    }
+}
