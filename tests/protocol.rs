@@ -335,6 +335,7 @@ fn no_common_cipher_is_said_and_waits() {
     });
     world.run(secs(29));
     assert_eq!(world.ends[A].said(|e| *e == Event::Refused(Verdict::NoCommonCipher)), 1);
+    assert_eq!(world.ends[B].said(|e| *e == Event::Refusing(Verdict::NoCommonCipher)), 1);
     assert_eq!(world.logged(A, Kind::Knock).len(), 1, "knocked again within 30 s");
     world.run(secs(2));
     assert_eq!(world.logged(A, Kind::Knock).len(), 2, "did not knock again after 30 s");
