@@ -1,0 +1,107 @@
+//! What the engine hands out: updates for the loops, datagrams, and news for people.
+
+use crate::protocol::{
+    control::State,
+    halves::{EgressUpdate, IngressUpdate, Path, SocketId},
+    session::Cipher,
+    wire::Verdict,
+};
+use std::{net::SocketAddr, time::Duration};
+
+/// What the driver carries out, in order.
+pub enum Output {
+    /// For the ingress loop.
+    Ingress(IngressUpdate),
+    /// For the egress loop.
+    Egress(EgressUpdate),
+    /// A datagram of the engine's own.
+    Send(Transmit),
+    /// For people, and for what follows the link's state.
+    Event(Event),
+}
+
+/// A datagram to be sent.
+#[derive(Clone, Debug)]
+pub struct Transmit {
+    /// Where to.
+    pub path: Path,
+    /// The whole datagram.
+    pub datagram: Vec<u8>,
+}
+
+/// Why the link left Up, or never came to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DownCause {
+    /// Nothing was opened for the detection time.
+    Silence(Duration),
+    /// The peer said goodbye.
+    Goodbye,
+    /// The peer says that it does not hear us, or started anew.
+    PeerDown,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A cold open begins, at these addresses.
+    Connecting {
+        /// Whom it knocks at.
+        addresses: Vec<SocketAddr>,
+    },
+    /// An attempt ended without an answer: the likely causes are the driver's to name.
+    NoAnswer {
+        /// Whom it knocked at.
+        addresses: Vec<SocketAddr>,
+        /// How many Knocks were sent since something last answered.
+        knocks: u32,
+        /// Whether anyone answered the Knock: then it was the Init that got no answer.
+        challenged: bool,
+    },
+    /// A new local port is wanted: [`Link::handle_socket`] gives it.
+    WantSocket,
+    /// The line uses this socket now: others that were opened for the purpose can go.
+    UsesSocket(SocketId),
+    /// A session became the one in use.
+    Session {
+        /// The higher epoch of both ends.
+        epoch: u32,
+        /// Its AEAD.
+        cipher: Cipher,
+        /// Whether ML-KEM went into its keys.
+        post_quantum: bool,
+        /// Whether it was rekeyed under the session before, or opened cold.
+        rekeyed: bool,
+        /// Where the peer is.
+        peer: Option<SocketAddr>,
+    },
+    /// The liveness state changed.
+    State {
+        /// The state now.
+        state: State,
+        /// Why it is not Up any more.
+        cause: Option<DownCause>,
+    },
+    /// The line goes to another address of the peer's, or from another of its own.
+    Path(Path),
+    /// The Response's MAC is right and it does not open: the preshared keys differ.
+    PresharedKeysDiffer,
+    /// The peer refuses the link.
+    Refused(Verdict),
+    /// This end refuses the link the peer asks for.
+    Refusing(Verdict),
+    /// Cold-open datagrams come that are not from our peer: the public keys may differ.
+    Stranger(SocketAddr),
+    /// The peer speaks another version of the protocol.
+    OtherVersion {
+        /// Its version.
+        version: u8,
+        /// Where it is.
+        peer: SocketAddr,
+    },
+    /// The bootstrap session ended before a hybrid rekey came through.
+    HybridUnfinished,
+    /// A rekey failed under an authentic session: not a network event.
+    RekeyFailed(&'static str),
+    /// A primitive or the entropy source failed.
+    CryptoFailed,
+}
