@@ -198,7 +198,11 @@ fn start(world: &mut World, end: usize) {
 
 /// The faults are over: both ends come together in time, data flows, and the line stays as it is.
 fn recover(world: &mut World, plan: &Plan) {
-    world.network = Network { delay: plan.network.delay.clone(), ..Network::default() };
+    // A line that holds Reports back for longer than an interval is not without faults.
+    let interval = plan.setups.iter().map(|s| s.params.interval).max().unwrap_or_default();
+    let std::ops::Range { start: least, end: most } = plan.network.delay;
+    let delay = least..most.min(least + interval.as_nanos() as u64);
+    world.network = Network { delay, ..Network::default() };
     world.notice_loss = 0.0;
     for end in [A, B] {
         start(world, end);
