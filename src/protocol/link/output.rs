@@ -57,7 +57,7 @@ pub enum Event {
         /// Whether anyone answered the Knock: then it was the Init that got no answer.
         challenged: bool,
     },
-    /// A new local port is wanted: [`Link::handle_socket`] gives it.
+    /// A new local port is wanted: [`super::Link::handle_socket`] gives it.
     WantSocket,
     /// The line uses this socket now: others that were opened for the purpose can go.
     UsesSocket(SocketId),
