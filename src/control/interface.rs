@@ -7,6 +7,7 @@ use super::RunError;
 use crate::config::{LinkConfig, Mtu};
 use crate::protocol::constants::MIN_TRANSPORT;
 use crate::sys::netlink::{Netlink, NetlinkError};
+use crate::sys::offloads::TunOffloads;
 use crate::sys::tun;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -37,7 +38,7 @@ fn auto(fits: u32) -> u32 {
 
 /// Makes the interface and brings it up. It lives as long as the descriptor.
 pub(super) async fn create(netlink: &Netlink, config: &LinkConfig) -> Result<(u32, OwnedFd), RunError> {
-    let tun = tun::create(&config.interface)?;
+    let (tun, _) = tun::create(&config.interface, TunOffloads::NONE)?;
     let index = netlink.index(&config.interface).await?;
     let mtu = match config.mtu {
         Mtu::Fixed(mtu) => mtu.into(),

@@ -84,7 +84,11 @@ impl Egress {
             let length = match tun::read(self.tun.as_fd(), room) {
                 Ok(length) => length,
                 Err(Refused::WouldBlock) => break,
-                Err(Refused::Frame(error) | Refused::Gone(error)) => return Err(error),
+                Err(Refused::Frame(_)) => {
+                    self.traffic.errors.add(1);
+                    continue;
+                }
+                Err(Refused::Gone(error)) => return Err(error),
             };
             if length == room.len() {
                 // It filled the room, so there may have been more of it.

@@ -6,6 +6,7 @@ use crate::protocol::crypto::{CryptoFailure, Entropy, KEM_CT, KEM_EK, KemKey, Ma
 use crate::protocol::handshake::{Root, Statics};
 use crate::protocol::session::{Cipher, Halves, Shape, lane_set};
 use crate::protocol::{Input, Notice, wire};
+use crate::sys::offloads::TunOffloads;
 use crate::sys::testing::{in_own_network, shell};
 use crate::sys::udp;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -477,7 +478,7 @@ fn host(
     program: impl FnOnce() + Send + 'static,
 ) -> JoinHandle<()> {
     let body = move || {
-        let device = crate::sys::tun::create("tl0").unwrap();
+        let (device, _) = crate::sys::tun::create("tl0", TunOffloads::NONE).unwrap();
         shell(&format!("ip addr add 10.99.0.{address}/30 dev tl0"));
         shell(&format!("ip addr add fd99::{address}/126 dev tl0 nodad && ip link set tl0 up"));
         devices.send(device).unwrap();

@@ -124,7 +124,7 @@ impl<M> Batch<M> {
     }
 
     /// The datagrams, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &M)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &M)> + Clone {
         (self.entries.iter()).map(|entry| (&self.bytes[entry.range.clone()], &entry.meta))
     }
 

@@ -1,6 +1,6 @@
-//! Control messages: the local address of a datagram, read from the kernel and given to it (ip(7), ipv6(7), cmsg(3)).
+//! Control messages: what the kernel tells of a datagram beside its bytes, and is told (ip(7), ipv6(7), udp(7), cmsg(3)).
 //!
-//! Only the two PKTINFO messages; ECN and segment sizes will join them here.
+//! The local address (PKTINFO, both families) and the size of segments; ECN will join them here.
 
 use libc::{c_int, c_void, cmsghdr, in_pktinfo, in6_pktinfo, msghdr};
 use std::mem::{MaybeUninit, size_of};
@@ -12,10 +12,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub(super) struct Control([u8; Control::SIZE]);
 
 const _: () = assert!(align_of::<Control>() >= align_of::<cmsghdr>());
-const _: () = assert!(Control::SIZE >= size_of::<cmsghdr>() + size_of::<in6_pktinfo>() + 2 * align_of::<cmsghdr>());
+// Both messages a datagram can come with, each with its padding.
+const _: () = assert!(
+    Control::SIZE >= 2 * (size_of::<cmsghdr>() + align_of::<cmsghdr>()) + size_of::<in6_pktinfo>() + size_of::<c_int>()
+);
 
 impl Control {
-    pub(super) const SIZE: usize = 64;
+    pub(super) const SIZE: usize = 80;
     pub(super) const EMPTY: Self = Control([0; Self::SIZE]);
 
     pub(super) fn as_mut_ptr(&mut self) -> *mut c_void {
@@ -32,45 +35,61 @@ impl Control {
                 ipi_spec_dst: libc::in_addr { s_addr: u32::from(local).to_be() },
                 ipi_addr: libc::in_addr { s_addr: 0 },
             };
-            return self.write(libc::IPPROTO_IP, libc::IP_PKTINFO, info);
+            return self.append(0, libc::IPPROTO_IP, libc::IP_PKTINFO, info);
         }
         let local = match local {
             IpAddr::V4(local) => local.to_ipv6_mapped(),
             IpAddr::V6(local) => local,
         };
         let info = in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: local.octets() }, ipi6_ifindex: 0 };
-        self.write(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info)
+        self.append(0, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info)
     }
 
-    /// Writes the one message there is, and gives the length it takes.
-    fn write<T: Copy>(&mut self, level: c_int, kind: c_int, value: T) -> usize {
-        const { assert!(size_of::<cmsghdr>() + size_of::<T>() + align_of::<cmsghdr>() <= Control::SIZE) };
-        // SAFETY: pure arithmetic on a length that fits, as asserted above.
-        let (length, space) = unsafe {
-            let size = size_of::<T>() as u32;
-            (libc::CMSG_LEN(size), libc::CMSG_SPACE(size))
-        };
-        let header = self.0.as_mut_ptr().cast::<cmsghdr>();
-        // SAFETY: the buffer is aligned for `cmsghdr` and has room for header and value, both asserted above. The value
-        // is written unaligned, so its own alignment does not matter. Zeros are a valid `cmsghdr`.
+    /// Asks the kernel to cut what is sent into datagrams of `size` bytes, behind `length` bytes of other messages, as
+    /// [`pin`](Self::pin) gave; gives the length of all.
+    pub(super) fn segment(&mut self, length: usize, size: u16) -> usize {
+        self.append(length, libc::SOL_UDP, libc::UDP_SEGMENT, size)
+    }
+
+    /// Writes a message behind the first `length` bytes, and gives the length of all.
+    fn append<T: Copy>(&mut self, length: usize, level: c_int, kind: c_int, value: T) -> usize {
+        let size = size_of::<T>() as u32;
+        // SAFETY: pure arithmetic on the sizes of small types.
+        let (own, space) = unsafe { (libc::CMSG_LEN(size), libc::CMSG_SPACE(size) as usize) };
+        // Behind what `pin` gave this is aligned and there is room: the slice only makes sure.
+        let room = &mut self.0[length.next_multiple_of(align_of::<cmsghdr>())..][..space];
+        let header = room.as_mut_ptr().cast::<cmsghdr>();
+        // SAFETY: `room` has `space` bytes, which is header and value, and begins at a multiple of the alignment of
+        // `cmsghdr` in a buffer aligned for it. The value is written unaligned, so its own alignment does not matter.
+        // Zeros are a valid `cmsghdr`.
         unsafe {
             let mut head: cmsghdr = std::mem::zeroed();
             head.cmsg_level = level;
             head.cmsg_type = kind;
-            head.cmsg_len = length as _;
+            head.cmsg_len = own as _;
             header.write(head);
             libc::CMSG_DATA(header).cast::<T>().write_unaligned(value);
         }
-        space as usize
+        length + space
     }
 }
 
-/// The address the received datagram was sent to, IPv4 never mapped; `None` if the kernel did not say.
+/// What the kernel said of a received datagram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// The address it was sent to, IPv4 never mapped.
+    pub(super) local: Option<IpAddr>,
+    /// The size of the datagrams it was put together from.
+    pub(super) segment: Option<usize>,
+}
+
+/// Reads all control messages.
 ///
 /// # Safety
 /// `message` must be as recvmsg(2) left it, with `msg_control` still pointing to a live buffer of at least
 /// `msg_controllen` bytes.
-pub(super) unsafe fn local_address(message: &msghdr) -> Option<IpAddr> {
+pub(super) unsafe fn told(message: &msghdr) -> Told {
+    let mut told = Told::default();
     // SAFETY: the caller vouches for msg_control and msg_controllen.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !header.is_null() {
@@ -79,19 +98,25 @@ pub(super) unsafe fn local_address(message: &msghdr) -> Option<IpAddr> {
         match (level, kind) {
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                 // SAFETY: `header` lies in the buffer as above, and `value` checks its length.
-                let info: in_pktinfo = unsafe { value(header, length) }?;
-                return Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+                let info: Option<in_pktinfo> = unsafe { value(header, length) };
+                told.local = info.map(|info| Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
             }
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                 // SAFETY: as above.
-                let info: in6_pktinfo = unsafe { value(header, length) }?;
-                return Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
+                let info: Option<in6_pktinfo> = unsafe { value(header, length) };
+                told.local = info.map(|info| Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
             }
-            // SAFETY: `message` and `header` are as above.
-            _ => header = unsafe { libc::CMSG_NXTHDR(message, header) },
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                // SAFETY: as above.
+                let size: Option<c_int> = unsafe { value(header, length) };
+                told.segment = size.and_then(|size| usize::try_from(size).ok());
+            }
+            _ => {}
         }
+        // SAFETY: `message` and `header` are as above.
+        header = unsafe { libc::CMSG_NXTHDR(message, header) };
     }
-    None
+    told
 }
 
 /// The value of a control message, if it is long enough to be a `T`.
@@ -117,13 +142,13 @@ unsafe fn value<T: Copy>(header: *const cmsghdr, length: usize) -> Option<T> {
 mod tests {
     use super::*;
 
-    fn read_back(control: &mut Control, length: usize) -> Option<IpAddr> {
+    fn read_back(control: &mut Control, length: usize) -> Told {
         // SAFETY: zeros are a valid `msghdr`.
         let mut message: msghdr = unsafe { std::mem::zeroed() };
         message.msg_control = control.as_mut_ptr();
         message.msg_controllen = length as _;
         // SAFETY: `control` outlives the call and has `length` bytes.
-        unsafe { local_address(&message) }
+        unsafe { told(&message) }
     }
 
     #[test]
@@ -133,22 +158,39 @@ mod tests {
         for (address, socket_is_v6) in [(v6, true), (v4, true)] {
             let mut control = Control::EMPTY;
             let length = control.pin(address, socket_is_v6);
-            assert_eq!(read_back(&mut control, length), Some(address));
+            assert_eq!(read_back(&mut control, length), Told { local: Some(address), segment: None });
         }
         // IPv4 proper names the source in `spec_dst` when sending, the destination in `addr` when receiving.
         let mut control = Control::EMPTY;
         let length = control.pin(v4, false);
-        assert_eq!(read_back(&mut control, length), Some("0.0.0.0".parse().unwrap()));
+        assert_eq!(read_back(&mut control, length).local, Some("0.0.0.0".parse().unwrap()));
     }
 
     #[test]
     fn nothing_or_too_little_is_no_address() {
         let mut control = Control::EMPTY;
         let length = control.pin("2001:db8::7".parse().unwrap(), true);
-        assert_eq!(read_back(&mut control, 0), None);
-        assert_eq!(read_back(&mut control, 8), None);
+        assert_eq!(read_back(&mut control, 0), Told::default());
+        assert_eq!(read_back(&mut control, 8), Told::default());
         // A message that says it is one byte too short for its kind.
         control.0[0] -= 1;
-        assert_eq!(read_back(&mut control, length), None);
+        assert_eq!(read_back(&mut control, length), Told::default());
+    }
+
+    #[test]
+    fn messages_stand_one_behind_the_other() {
+        let v6: IpAddr = "2001:db8::7".parse().unwrap();
+        for pinned in [Some(v6), None] {
+            let mut control = Control::EMPTY;
+            let length = pinned.map_or(0, |address| control.pin(address, true));
+            // Sizes come as `int`, unlike the u16 they go in by.
+            let both = control.append(length, libc::SOL_UDP, libc::UDP_GRO, 1_420 as c_int);
+            assert_eq!(read_back(&mut control, both), Told { local: pinned, segment: Some(1_420) });
+            let out = control.segment(length, 1_420);
+            assert!(length < out && out <= Control::SIZE);
+            // A size that is not whole is none, and takes nothing else with it.
+            control.0[length] -= 1;
+            assert_eq!(read_back(&mut control, both), Told { local: pinned, segment: None });
+        }
     }
 }

@@ -8,6 +8,8 @@ pub mod clock;
 mod cmsg;
 pub mod netlink;
 pub mod netns;
+pub mod offloads;
+pub mod priority;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod timer;

@@ -160,6 +160,21 @@ impl Netlink {
         self.change(message, || format!("setting MTU {mtu} on interface {index}")).await
     }
 
+    /// Sets the largest super-packet an interface is given: its bytes, IP header included, and its segments. Larger ones the
+    /// kernel cuts before.
+    ///
+    /// Up to 65,536 bytes this holds for IPv4 and IPv6 alike (`netif_set_gso_max_size`).
+    ///
+    /// # Errors
+    /// `EINVAL` outside what the device allows; also if the interface is gone or the caller lacks CAP_NET_ADMIN.
+    pub async fn set_gso_max(&self, index: u32, bytes: u32, segments: u16) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index)
+            .append_extra_attribute(LinkAttribute::GsoMaxSize(bytes))
+            .append_extra_attribute(LinkAttribute::GsoMaxSegs(segments.into()))
+            .build();
+        self.change(message, || format!("setting the largest super-packet of interface {index}")).await
+    }
+
     /// Sets how many packets an interface queues for its reader before it drops.
     ///
     /// # Errors

@@ -3,10 +3,13 @@
 //! Addresses, routes, MTU and carrier are not here: netlink sets them. The device is never persistent, so it
 //! vanishes with its descriptor, also when the process is killed.
 
+use super::offloads::TunOffloads;
+use libc::{c_int, c_uint};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::net::if_::if_nametoindex;
-use std::io;
+use nix::sys::uio;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 /// Why there is no device.
@@ -41,36 +44,92 @@ pub enum TunError {
     Other(String, #[source] io::Error),
 }
 
-/// Makes the TUN device `name`: layer 3, no packet information in front of frames, non-blocking, closed on exec.
+/// Bytes of the virtio header before each frame of a device with [`TunOffloads::vnet_hdr`]: `struct virtio_net_hdr`
+/// without the merged buffers' count, its fields in the machine's own byte order.
+pub const VNET_HEADER: usize = 10;
+
+/// Makes the TUN device `name`: layer 3, no packet information in front of frames, non-blocking, closed on exec. It
+/// gets those of the offloads wished for that this kernel has, and says which.
 ///
 /// An interface that exists already is never taken over, persistent TUN devices included: a line on an interface that
 /// someone else made would change it and could not take it away again.
 ///
 /// # Errors
-/// As [`TunError`] says.
-pub fn create(name: &str) -> Result<OwnedFd, TunError> {
+/// As [`TunError`] says. An offload that is refused is none.
+pub fn create(name: &str, wish: TunOffloads) -> Result<(OwnedFd, TunOffloads), TunError> {
     if !is_name(name) {
         return Err(TunError::Name(name.to_owned()));
     }
     if if_nametoindex(name).is_ok() {
         return Err(TunError::Exists(name.to_owned()));
     }
-    let mut config = tun::Configuration::default();
-    config.tun_name(name).layer(tun::Layer::L3);
-    // The offloads of the fast path begin here, with `vnet_hdr(true)`.
-    // `ensure_root_privileges` is that crate's word for "set addresses and flags too", which netlink does for us.
-    config.platform_config(|platform| {
-        platform.ensure_root_privileges(false);
-    });
-    let device = tun::create(&config).map_err(|error| named(name, error.into()))?;
-    // SAFETY: `into_raw_fd` gives up the one owner of an open descriptor, and it goes nowhere else.
-    let fd = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
+    let (fd, vnet_hdr) = match open(name, wish.vnet_hdr) {
+        Ok(fd) => (fd, wish.vnet_hdr),
+        // A driver that does not know the header (gVisor's, say).
+        Err(error) if wish.vnet_hdr && error.raw_os_error() == Some(libc::EINVAL) => {
+            (open(name, false).map_err(|error| named(name, error))?, false)
+        }
+        Err(error) => return Err(named(name, error)),
+    };
     prepare(&fd).map_err(|error| named(name, error))?;
     if is_persistent(&fd).map_err(|error| named(name, error))? {
         // Someone made it between the look above and now: closing the descriptor leaves it as it was.
         return Err(TunError::Exists(name.to_owned()));
     }
-    Ok(fd)
+    if !vnet_hdr {
+        return Ok((fd, TunOffloads::NONE));
+    }
+    set_header_size(&fd).map_err(|error| named(name, error.into()))?;
+    let granted = grant(wish, |flags| set_offload(&fd, flags));
+    Ok((fd, granted))
+}
+
+fn open(name: &str, vnet_hdr: bool) -> io::Result<OwnedFd> {
+    let mut config = tun::Configuration::default();
+    config.tun_name(name).layer(tun::Layer::L3);
+    // `ensure_root_privileges` is that crate's word for "set addresses and flags too", which netlink does for us.
+    config.platform_config(|platform| {
+        platform.ensure_root_privileges(false).vnet_hdr(vnet_hdr);
+    });
+    let device = tun::create(&config).map_err(io::Error::from)?;
+    // SAFETY: `into_raw_fd` gives up the one owner of an open descriptor, and it goes nowhere else.
+    Ok(unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) })
+}
+
+/// Ten bytes are the kernel's own default; this pins them.
+fn set_header_size(fd: &OwnedFd) -> nix::Result<()> {
+    let size = VNET_HEADER as c_int;
+    // SAFETY: the descriptor is open, and TUNSETVNETHDRSZ reads one live integer.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &raw const size) };
+    Errno::result(result).map(drop)
+}
+
+fn set_offload(fd: &OwnedFd, flags: c_uint) -> nix::Result<()> {
+    // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes its argument by value.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD as _, libc::c_ulong::from(flags)) };
+    Errno::result(result).map(drop)
+}
+
+/// Asks `set` for the flags wished for, then for less and less, and says what it took.
+///
+/// The kernel takes the USO flags only both together, and everything only along with CSUM.
+fn grant(wish: TunOffloads, mut set: impl FnMut(c_uint) -> nix::Result<()>) -> TunOffloads {
+    let without_uso = TunOffloads { uso: false, ..wish };
+    let sums_only = TunOffloads { tso: false, ..without_uso };
+    let granted = [wish, without_uso, sums_only].into_iter().find(|offloads| set(flags(*offloads)).is_ok());
+    // With no flag at all frames come whole and summed, behind a header that says so.
+    granted.unwrap_or(sums_only)
+}
+
+fn flags(offloads: TunOffloads) -> c_uint {
+    let mut flags = libc::TUN_F_CSUM;
+    if offloads.tso {
+        flags |= libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    }
+    if offloads.uso {
+        flags |= libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    }
+    flags
 }
 
 /// What the kernel takes as a name (`dev_valid_name`), less `%`, which it would replace by a number.
@@ -105,7 +164,7 @@ fn is_persistent(fd: &OwnedFd) -> io::Result<bool> {
     Errno::result(result)?;
     // SAFETY: TUNGETIFF fills the flags member of the union, and any integer is a valid `c_short`.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
-    Ok(libc::c_int::from(flags) & libc::IFF_PERSIST != 0)
+    Ok(c_int::from(flags) & libc::IFF_PERSIST != 0)
 }
 
 /// What a read or write on the device came to, when it was not done.
@@ -122,28 +181,59 @@ pub enum Refused {
 /// Reads one frame and gives its length. A frame longer than `room` is cut to it without a word, so leave more room than
 /// the largest MTU.
 ///
+/// On a device with virtio headers the header comes first and counts; the largest super-packet takes
+/// [`VNET_HEADER`] + 65,535 bytes.
+///
 /// # Errors
-/// [`Refused::WouldBlock`] or [`Refused::Gone`].
+/// As [`Refused`] says. `Frame`: the kernel could not describe it, and it is lost; not on a device without virtio
+/// headers.
 pub fn read(tun: BorrowedFd<'_>, room: &mut [u8]) -> Result<usize, Refused> {
+    finish_read(|| nix::unistd::read(tun, room))
+}
+
+/// As [`read`], filling one room after the other: the virtio header may have a place of its own.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_vectored(tun: BorrowedFd<'_>, rooms: &mut [IoSliceMut<'_>]) -> Result<usize, Refused> {
+    finish_read(|| uio::readv(tun, rooms))
+}
+
+fn finish_read(mut read: impl FnMut() -> nix::Result<usize>) -> Result<usize, Refused> {
     loop {
-        match nix::unistd::read(tun, room) {
+        match read() {
             Ok(0) => return Err(Refused::Gone(io::ErrorKind::UnexpectedEof.into())),
             Ok(length) => return Ok(length),
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return Err(Refused::WouldBlock),
+            // A super-packet of a kind that no virtio header can name (`tun_vnet_hdr_from_skb`).
+            Err(error @ Errno::EINVAL) => return Err(Refused::Frame(error.into())),
             // EBADFD or EFAULT: the interface was deleted. The driver has no other errors on this side.
             Err(error) => return Err(Refused::Gone(error.into())),
         }
     }
 }
 
-/// Writes one frame.
+/// Writes one frame, on a device with virtio headers with its header in front.
 ///
 /// # Errors
 /// As [`Refused`] says.
 pub fn write(tun: BorrowedFd<'_>, frame: &[u8]) -> Result<(), Refused> {
+    finish_write(|| nix::unistd::write(tun, frame))
+}
+
+/// Writes one frame whose pieces, the virtio header among them, lie apart: up to 1,024 of them (`UIO_MAXIOV`).
+///
+/// # Errors
+/// As [`Refused`] says. `Frame` is also what comes of a virtio header that the kernel does not accept, or too many
+/// pieces: the same bytes can then be written as single packets.
+pub fn write_vectored(tun: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> Result<(), Refused> {
+    finish_write(|| uio::writev(tun, pieces))
+}
+
+fn finish_write(mut write: impl FnMut() -> nix::Result<usize>) -> Result<(), Refused> {
     loop {
-        match nix::unistd::write(tun, frame) {
+        match write() {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return Err(Refused::WouldBlock),
@@ -156,114 +246,4 @@ pub fn write(tun: BorrowedFd<'_>, frame: &[u8]) -> Result<(), Refused> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sys::testing::{in_own_network, shell};
-    use crate::sys::wake::wait_readable;
-    use nix::poll::{PollFd, PollFlags, poll};
-    use std::os::fd::AsFd;
-
-    fn ping_frame(fd: &OwnedFd) -> Vec<u8> {
-        let socket = std::net::UdpSocket::bind("10.9.9.1:0").unwrap();
-        socket.send_to(b"hello", "10.9.9.2:9").unwrap();
-        let mut room = [0; 2000];
-        loop {
-            match read(fd.as_fd(), &mut room) {
-                Ok(length) if room[0] >> 4 == 4 => return room[..length].to_vec(),
-                Ok(_) => {} // the interface's own IPv6 chatter
-                Err(Refused::WouldBlock) => {
-                    wait_readable([Some(fd.as_fd())]).unwrap();
-                }
-                Err(error) => panic!("{error:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn frames_go_in_and_out_and_the_device_ends_with_its_descriptor() {
-        in_own_network(|| {
-            let fd = create("tltest0").unwrap();
-            assert!(matches!(write(fd.as_fd(), &[0x45; 20]), Err(Refused::Frame(_))), "taken while down");
-            let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-            assert_eq!(poll(&mut fds, 20u8).unwrap(), 0, "a loop would spin while it is down");
-            shell("ip addr add 10.9.9.1/30 dev tltest0 && ip link set tltest0 up && ip link set lo up");
-
-            let mut frame = ping_frame(&fd);
-            assert_eq!(frame.len(), 20 + 8 + 5, "no header before the frame");
-            assert!(frame.ends_with(b"hello"));
-
-            // The same datagram, as if its receiver had sent it back: addresses swapped, so the sums still hold.
-            let (source, destination) = (frame[12..16].to_vec(), frame[16..20].to_vec());
-            frame[12..16].copy_from_slice(&destination);
-            frame[16..20].copy_from_slice(&source);
-            let socket = std::net::UdpSocket::bind("10.9.9.1:9").unwrap();
-            let timeout = Some(std::time::Duration::from_secs(5));
-            socket.set_read_timeout(timeout).unwrap();
-            write(fd.as_fd(), &frame).unwrap();
-            assert_eq!(socket.recv(&mut [0; 10]).unwrap(), 5);
-            assert!(matches!(write(fd.as_fd(), &[0x15; 20]), Err(Refused::Frame(_))), "not IP");
-
-            assert!(if_nametoindex("tltest0").is_ok());
-            drop(fd);
-            assert!(if_nametoindex("tltest0").is_err());
-        });
-    }
-
-    #[test]
-    fn a_deleted_device_is_gone_not_silent() {
-        in_own_network(|| {
-            let fd = create("tltest1").unwrap();
-            shell("ip link set tltest1 up && ip link del tltest1");
-            assert_eq!(wait_readable([Some(fd.as_fd())]).unwrap(), 1, "a sleeping loop would not learn of it");
-            assert!(matches!(read(fd.as_fd(), &mut [0; 100]), Err(Refused::Gone(_))));
-            assert!(matches!(write(fd.as_fd(), &[0x45; 20]), Err(Refused::Gone(_))));
-        });
-    }
-
-    #[test]
-    fn what_exists_is_not_taken_over() {
-        in_own_network(|| {
-            shell("ip tuntap add tltest2 mode tun && ip link add tltest3 type veth peer name tltest7");
-            let _held = create("tltest4").unwrap();
-            for name in ["tltest2", "tltest3", "tltest4", "lo"] {
-                let error = create(name).unwrap_err();
-                assert!(matches!(error, TunError::Exists(_)), "{name}: {error}");
-                assert!(if_nametoindex(name).is_ok());
-            }
-        });
-    }
-
-    #[test]
-    fn a_persistent_device_is_known_as_such() {
-        in_own_network(|| {
-            shell("ip tuntap add tltest5 mode tun");
-            let mut config = tun::Configuration::default();
-            config.tun_name("tltest5").platform_config(|platform| {
-                platform.ensure_root_privileges(false);
-            });
-            let taken = tun::create(&config).unwrap();
-            // SAFETY: as in `create`.
-            let taken = unsafe { OwnedFd::from_raw_fd(taken.into_raw_fd()) };
-            assert!(is_persistent(&taken).unwrap());
-            assert!(!is_persistent(&create("tltest6").unwrap()).unwrap());
-        });
-    }
-
-    #[test]
-    fn names_no_interface_can_have_are_refused_before_anything_is_opened() {
-        for name in ["", ".", "..", "a/b", "a b", "tl%d", "a:b", "sixteen-letters-", "tl\n0"] {
-            assert!(matches!(create(name), Err(TunError::Name(_))), "{name:?}");
-        }
-        assert!(is_name("fifteen-letters"));
-    }
-
-    #[test]
-    fn each_refusal_says_what_to_do() {
-        let text = |code| named("tl0", io::Error::from_raw_os_error(code)).to_string();
-        assert!(text(libc::EPERM).contains("CAP_NET_ADMIN"));
-        assert!(text(libc::EACCES).contains("/dev/net/tun"));
-        assert!(text(libc::ENOENT).contains("modprobe tun"));
-        assert!(text(libc::EBUSY).contains("exists already"));
-        assert!(text(libc::EIO).contains("cannot make interface tl0"));
-    }
-}
+mod tests;
