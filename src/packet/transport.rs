@@ -192,6 +192,9 @@ mod tests {
         let mut endless = Model { wire: Wire::v6(vec![Extension::new(0, 0)]), ..Model::tcp4() }.packet(10);
         endless[41] = 255;
         assert_eq!(Transport::find(&endless), None, "an extension beyond the packet");
+        let longest = |length: usize| Transport::find(&Model::udp6().packet(length - 48));
+        assert!(longest(65_535).is_some());
+        assert_eq!(longest(65_536), None, "offsets would not fit 16 bits");
     }
 
     proptest! {
