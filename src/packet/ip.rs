@@ -3,6 +3,8 @@
 //! Not a parser: it asks only whether the frame is IPv4 or IPv6 and whether its own lengths fit it, which is what
 //! a kernel would ask first. Checksums, options and extension headers are the kernel's business.
 
+use std::ops::Range;
+
 /// The IP version a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -17,7 +19,18 @@ pub enum Version {
 pub struct Malformed;
 
 const V4_HEADER: usize = 20;
-const V6_HEADER: usize = 40;
+/// Bytes of an IPv6 header without extensions.
+pub(super) const V6_HEADER: usize = 40;
+
+impl Version {
+    /// Where source and destination lie in the header, one behind the other.
+    pub(super) const fn addresses(self) -> Range<usize> {
+        match self {
+            Version::V4 => 12..20,
+            Version::V6 => 8..40,
+        }
+    }
+}
 
 /// Tells the frame's version if its header is all there and claims no more bytes than the frame has.
 ///
