@@ -71,6 +71,29 @@ scenario!(tcp_both_ways_arrives_unchanged, 90, {
     }
 });
 
+scenario!(each_offload_can_be_missing_at_either_end, 120, {
+    // One after the other at one end, whose other has them all; at last none at either.
+    let missing = ["vnet_hdr", "tso", "uso", "udp_segment", "udp_gro"];
+    let without = |names: &[&'static str]| names.iter().flat_map(|name| ["--without", name]).collect::<Vec<_>>();
+    let cases = missing.iter().map(|name| (vec![*name], vec![])).chain([(missing.to_vec(), missing.to_vec())]);
+    for (left, right) in cases {
+        let mut lab = Lab::new();
+        (lab.left.arguments, lab.right.arguments) = (without(&left), without(&right));
+        let (end, _other) = lab.up();
+        for family in [0, 1] {
+            transfer(&lab.left, &lab.right, lab.right.inner[family], 30 * MB, |_| {});
+            transfer(&lab.right, &lab.left, lab.left.inner[family], 30 * MB, |_| {});
+        }
+        let status = end.status();
+        for name in missing {
+            let implied =
+                left.contains(&"vnet_hdr") && matches!(name, "tso" | "uso") || left == ["tso"] && name == "uso";
+            let expected = !left.contains(&name) && !implied;
+            assert_eq!(status["offloads"][name], expected, "{name} without {left:?}");
+        }
+    }
+});
+
 scenario!(tcp_both_ways_at_once_arrives_unchanged, 60, {
     let lab = Lab::new();
     let _ends = lab.up();

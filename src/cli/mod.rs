@@ -108,6 +108,9 @@ pub struct UpArgs {
     /// Rekey after so many seconds: the tests cannot wait for the protocol's own time
     #[arg(long, hide = true, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub rekey_after: Option<u32>,
+    /// Do without an offload: the tests try each path
+    #[arg(long, hide = true, value_name = "OFFLOAD", value_parser = ["vnet_hdr", "tso", "uso", "udp_segment", "udp_gro"])]
+    pub without: Vec<String>,
 }
 
 /// Show the links of this machine, or one of them

@@ -202,6 +202,7 @@ mod tests {
                 rx: traffic(7, 588, Some(0.25)),
             },
             drops: Drops { replayed: 3, too_big: 1, ..Drops::default() },
+            offloads: Default::default(),
         }
     }
 

@@ -211,6 +211,7 @@ impl Driver {
             mtu: *self.largest.borrow(),
             counters: self.dataplane.counters(),
             drops: &levels.drops,
+            offloads: self.dataplane.offloads(),
         };
         moment.show(&self.identity, since).to_json()
     }

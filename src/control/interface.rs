@@ -5,12 +5,12 @@
 
 use super::RunError;
 use crate::config::{LinkConfig, Mtu};
+use crate::dataplane::Device;
 use crate::protocol::constants::MIN_TRANSPORT;
 use crate::sys::netlink::{Netlink, NetlinkError};
 use crate::sys::offloads::TunOffloads;
 use crate::sys::tun;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -36,9 +36,14 @@ fn auto(fits: u32) -> u32 {
     fits.max(MIN_MTU)
 }
 
-/// Makes the interface and brings it up. It lives as long as the descriptor.
-pub(super) async fn create(netlink: &Netlink, config: &LinkConfig) -> Result<(u32, OwnedFd), RunError> {
-    let (tun, _) = tun::create(&config.interface, TunOffloads::NONE)?;
+/// Makes the interface, with those of the offloads wished for that there are, and brings it up. It lives as long as the
+/// device.
+pub(super) async fn create(
+    netlink: &Netlink,
+    config: &LinkConfig,
+    wish: TunOffloads,
+) -> Result<(u32, Device), RunError> {
+    let (tun, offloads) = tun::create(&config.interface, wish)?;
     let index = netlink.index(&config.interface).await?;
     let mtu = match config.mtu {
         Mtu::Fixed(mtu) => mtu.into(),
@@ -46,6 +51,7 @@ pub(super) async fn create(netlink: &Netlink, config: &LinkConfig) -> Result<(u3
         Mtu::Auto => USUAL_MTU - 80,
     };
     netlink.set_mtu(index, mtu).await?;
+    set_longest(netlink, index, mtu).await;
     for address in &config.addresses {
         netlink.add_address(index, address.addr(), address.prefix_len()).await?;
     }
@@ -53,7 +59,28 @@ pub(super) async fn create(netlink: &Netlink, config: &LinkConfig) -> Result<(u3
     for route in &config.routes {
         netlink.add_route(index, route.addr(), route.prefix_len(), config.metric).await?;
     }
-    Ok((index, tun))
+    Ok((index, Device::new(tun, offloads)))
+}
+
+/// The longest UDP datagram over IPv4, which is what one segmented send may come to.
+const MAX_SEND: u32 = 65_507;
+/// The shortest headers of a TCP segment: more of them leave room to spare.
+const HEADERS: u32 = 40;
+/// Segments of one super-packet, as many as every kernel takes in one segmented send.
+const MAX_SEGMENTS: u32 = 64;
+
+/// The longest super-packet, and its segments, whose datagrams fit one segmented send.
+fn longest(mtu: u32) -> (u32, u16) {
+    let segments = (MAX_SEND / (mtu + MIN_TRANSPORT as u32)).clamp(1, MAX_SEGMENTS);
+    (HEADERS + segments * (mtu - HEADERS), segments as u16)
+}
+
+/// Has the kernel make super-packets that are one send each. A longer one takes two, so a refusal is none.
+async fn set_longest(netlink: &Netlink, index: u32, mtu: u32) {
+    let (bytes, segments) = longest(mtu);
+    if let Err(error) = netlink.set_gso_max(index, bytes, segments).await {
+        debug!("super-packets stay as long as they are: {error}");
+    }
 }
 
 /// Keeps the interface's MTU right for the way to the peer.
@@ -101,6 +128,7 @@ impl MtuKeeper {
         };
         if self.config == Mtu::Auto && self.set != Some(mtu) {
             self.netlink.set_mtu(self.index, mtu).await?;
+            set_longest(&self.netlink, self.index, mtu).await;
             self.set = Some(mtu);
             info!("MTU {mtu}: the way to {peer} carries packets of {outer} bytes");
         }
@@ -136,6 +164,17 @@ mod tests {
         assert_eq!((fits(1492, V4), fits(65_536, V4), fits(20, V6)), (1432, 9_000, 0));
         assert_eq!(auto(fits(1500, V4)), 1440);
         assert_eq!(auto(fits(1280, V6)), 1280, "never below what IPv6 needs, though it does not fit");
+    }
+
+    #[test]
+    fn a_super_packet_fits_one_send() {
+        for mtu in [1_280, 1_420, 1_440, 1_500, 4_000, 9_000] {
+            let (bytes, segments) = longest(mtu);
+            let payload = mtu - HEADERS;
+            assert!(u32::from(segments) * (mtu + 32) <= MAX_SEND && bytes <= 65_535);
+            assert_eq!((bytes - HEADERS).div_ceil(payload), u32::from(segments));
+            assert!(bytes > 56_000 || mtu > 4_000, "{mtu}: {bytes}");
+        }
     }
 
     #[test]
@@ -175,7 +214,7 @@ mod tests {
                 mtu: Mtu::Auto,
                 metric: Some(7),
             };
-            let (index, tun) = create(&netlink, &config).await.unwrap();
+            let (index, tun) = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
             assert_eq!(netlink.mtu(index).await.unwrap(), 1420);
             assert_eq!(netlink.route_to("198.51.100.7".parse().unwrap()).await.unwrap().oif, index);
             assert_eq!(netlink.route_to("fd77::7".parse().unwrap()).await.unwrap().oif, index);

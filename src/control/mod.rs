@@ -42,6 +42,7 @@ use crate::protocol::link::{RekeyTimes, SetupError};
 use crate::protocol::{Link, Params, Time};
 use crate::sys::clock::boottime_ns;
 use crate::sys::netlink::{Netlink, NetlinkError};
+use crate::sys::offloads::Offloads;
 use crate::sys::timer::Timer;
 use crate::sys::tun::TunError;
 use crate::sys::udp::BindError;
@@ -58,10 +59,18 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 /// What can be chosen about a run that is not in the config.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// When sessions are rekeyed: other values than the protocol's are for tests.
     pub rekey: Option<RekeyTimes>,
+    /// What is asked of the kernel at both edges; what it does not have is done without. Less than all is for tests.
+    pub offloads: Offloads,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { rekey: None, offloads: Offloads::ALL }
+    }
 }
 
 /// Why a link did not come to run, or ended. Each says what to do where there is something to do.
@@ -179,13 +188,13 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
     let params = params(&config, options);
     let (link, sender, receiver) =
         Link::new(params, &config.local.private_key, &config.peer.public_key, psk, Box::new(OsEntropy), now)?;
-    let (ports, socket) = Ports::open_first(config.local.listen)?;
+    let (ports, socket) = Ports::open_first(config.local.listen, options.offloads.udp)?;
     let local = socket.local_addr().map_err(RunError::system("cannot read the socket's address"))?;
     let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
-    let (index, tun) = interface::create(&netlink, &config.link).await?;
+    let (index, device) = interface::create(&netlink, &config.link, options.offloads.tun).await?;
     let listener = status::Listener::open(&socket_path)
         .map_err(|source| RunError::StatusSocket { path: socket_path.clone(), source })?;
-    let (dataplane, mailbox) = Dataplane::start(tun, socket, sender, receiver, link.levels())
+    let (dataplane, mailbox) = Dataplane::start(device, socket, sender, receiver, link.levels())
         .map_err(RunError::system("cannot start the packet loops"))?;
     info!("{} on interface {interface}, UDP {local}", config.name);
 

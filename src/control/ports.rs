@@ -5,6 +5,7 @@
 
 use crate::dataplane::MAX_SOCKETS;
 use crate::protocol::SocketId;
+use crate::sys::offloads::UdpOffloads;
 use crate::sys::udp::{BindError, UdpSocket};
 use std::net::SocketAddr;
 
@@ -12,25 +13,31 @@ const FIRST: SocketId = SocketId(0);
 
 pub(super) struct Ports {
     listen: Option<SocketAddr>,
+    /// What is asked of each socket.
+    wish: UdpOffloads,
     open: Vec<SocketId>,
 }
 
 impl Ports {
     /// Opens the first socket: where config says, else anywhere.
-    pub(super) fn open_first(listen: Option<SocketAddr>) -> Result<(Ports, UdpSocket), BindError> {
-        let socket = match listen {
+    pub(super) fn open_first(listen: Option<SocketAddr>, wish: UdpOffloads) -> Result<(Ports, UdpSocket), BindError> {
+        let ports = Ports { listen, wish, open: vec![FIRST] };
+        let socket = ports.bind(listen)?;
+        Ok((ports, socket))
+    }
+
+    fn bind(&self, address: Option<SocketAddr>) -> Result<UdpSocket, BindError> {
+        let socket = match address {
             Some(address) => UdpSocket::bind(address)?,
             None => UdpSocket::bind_any()?,
         };
-        Ok((Ports { listen, open: vec![FIRST] }, socket))
+        socket.set_offloads(self.wish);
+        Ok(socket)
     }
 
     /// Opens another of the same families and address, at a port of the kernel's choice.
     pub(super) fn open_another(&self) -> Result<UdpSocket, BindError> {
-        match self.listen {
-            Some(address) => UdpSocket::bind(SocketAddr::new(address.ip(), 0)),
-            None => UdpSocket::bind_any(),
-        }
+        self.bind(self.listen.map(|address| SocketAddr::new(address.ip(), 0)))
     }
 
     /// A number for another socket, and the one that must make room for it, which is never `used` nor the one that
@@ -73,21 +80,21 @@ mod tests {
 
     #[test]
     fn others_go_when_one_is_used_but_never_the_configured_one() {
-        let (mut ports, _socket) = Ports::open_first(Some(LISTEN)).unwrap();
+        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), UdpOffloads::ALL).unwrap();
         assert_eq!(ports.next(None), (SocketId(1), None));
         assert_eq!(ports.next(None), (SocketId(2), None));
         assert_eq!(ports.take_needless(SocketId(2)), ids(&[1]));
         assert_eq!(ports.next(Some(SocketId(2))), (SocketId(1), None), "a freed number is used again");
         assert_eq!(ports.take_needless(SocketId(0)), ids(&[2, 1]));
 
-        let (mut ports, _socket) = Ports::open_first(None).unwrap();
+        let (mut ports, _socket) = Ports::open_first(None, UdpOffloads::ALL).unwrap();
         ports.next(None);
         assert_eq!(ports.take_needless(SocketId(1)), ids(&[0]));
     }
 
     #[test]
     fn there_is_room_for_one_more_always() {
-        let (mut ports, _socket) = Ports::open_first(Some(LISTEN)).unwrap();
+        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), UdpOffloads::ALL).unwrap();
         let used = ports.next(None).0;
         for _ in 0..1_000 {
             ports.next(Some(used));
@@ -98,7 +105,7 @@ mod tests {
 
     #[test]
     fn another_port_is_another_port() {
-        let (ports, first) = Ports::open_first(Some(LISTEN)).unwrap();
+        let (ports, first) = Ports::open_first(Some(LISTEN), UdpOffloads::ALL).unwrap();
         let second = ports.open_another().unwrap();
         let (first, second) = (first.local_addr().unwrap(), second.local_addr().unwrap());
         assert_eq!(first.ip(), second.ip());

@@ -11,6 +11,7 @@ use crate::dataplane::Counters;
 use crate::protocol::control::State as LinkState;
 use crate::protocol::levels::Drops as LinkDrops;
 use crate::protocol::{Time, link};
+use crate::sys::offloads;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
@@ -42,6 +43,30 @@ pub struct Status {
     pub path: Path,
     /// Datagrams and frames that were dropped since the start, by reason.
     pub drops: Drops,
+    /// What the kernel takes off the link's hands; one that it refused at start or later is false.
+    #[serde(default)]
+    pub offloads: Offloads,
+}
+
+/// Offloads in use, see [`crate::sys::offloads`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offloads {
+    /// Frames of the interface come with a header that tells of them.
+    pub vnet_hdr: bool,
+    /// TCP comes from the interface, and goes to it, in super-packets.
+    pub tso: bool,
+    /// So does UDP.
+    pub uso: bool,
+    /// Runs of datagrams leave in one send.
+    pub udp_segment: bool,
+    /// Runs of datagrams come in one receive.
+    pub udp_gro: bool,
+}
+
+impl From<offloads::Offloads> for Offloads {
+    fn from(offloads::Offloads { tun, udp }: offloads::Offloads) -> Offloads {
+        Offloads { vnet_hdr: tun.vnet_hdr, tso: tun.tso, uso: tun.uso, udp_segment: udp.segment, udp_gro: udp.gro }
+    }
 }
 
 /// The state of liveness (RFC 5880 §6.8.6).
@@ -146,6 +171,7 @@ pub(super) struct Moment<'a> {
     pub(super) mtu: Option<u32>,
     pub(super) counters: Counters,
     pub(super) drops: &'a LinkDrops,
+    pub(super) offloads: offloads::Offloads,
 }
 
 impl Moment<'_> {
@@ -179,6 +205,7 @@ impl Moment<'_> {
                 no_session: self.drops.no_session.get(),
                 too_big: self.drops.too_big.get(),
             },
+            offloads: self.offloads.into(),
         }
     }
 
@@ -243,7 +270,15 @@ mod tests {
 
     fn moment(link: link::Status, drops: &LinkDrops) -> Moment<'_> {
         let counters = Counters { tx_packets: 1, tx_bytes: 84, rx_packets: 2, rx_bytes: 168, ..Counters::default() };
-        Moment { now: Time(41_200_000_000), link, sought: None, mtu: Some(1440), counters, drops }
+        Moment {
+            now: Time(41_200_000_000),
+            link,
+            sought: None,
+            mtu: Some(1440),
+            counters,
+            drops,
+            offloads: offloads::Offloads::ALL,
+        }
     }
 
     #[test]
@@ -302,6 +337,13 @@ mod tests {
     "malformed": 0,
     "no_session": 0,
     "too_big": 0
+  },
+  "offloads": {
+    "vnet_hdr": true,
+    "tso": true,
+    "uso": true,
+    "udp_segment": true,
+    "udp_gro": true
   }
 }
 "#;

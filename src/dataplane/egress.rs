@@ -1,27 +1,43 @@
-//! From the interface to the wire: read until the device is empty, seal, one send. Never a timer to fill a batch.
+//! From the interface to the wire: read until the device is empty, cut, seal, send in runs. Never a timer to fill a batch.
 
+use super::device::Device;
 use super::handoff::{Command, Handoff};
 use super::mailbox::Outbox;
 use super::sockets::Sockets;
 use super::{BATCH, LAYOUT, Traffic};
-use crate::packet::{Batch, ip};
+use crate::packet::Batch;
+use crate::packet::split::{self, Checksums, Plan, Refused, Taken};
 use crate::protocol::constants::MIN_TRANSPORT;
 use crate::protocol::levels::Levels;
 use crate::protocol::{EgressUpdate, Path, Sender};
-use crate::sys::tun::{self, Refused};
-use crate::sys::udp::{self, SendBatch, SendReport};
+use crate::sys::udp::{self, Run, SendBatch, SendReport};
 use crate::sys::wake::wait_readable;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
+
+/// Bytes of a frame that are read straight to where they are sealed. A packet of the usual sizes fits; of a super-packet
+/// this much is moved once more.
+const NEAR: usize = 2_048;
+
+/// The most bytes of a super-packet.
+const SUPER_PACKET: usize = 1 << 16;
 
 /// All the egress loop owns.
 pub(super) struct Egress {
-    tun: Arc<OwnedFd>,
+    device: Arc<Device>,
+    /// A frame that is to be cut, or longer than [`NEAR`].
+    staging: Box<[u8]>,
+    outlet: Outlet,
+}
+
+/// What comes after reading: the batch, sealed and sent.
+struct Outlet {
     sender: Sender,
     sockets: Sockets,
-    batch: Batch<()>,
+    /// Each datagram with the flags it is sealed with.
+    batch: Batch<u8>,
     sends: SendBatch,
     handoff: Arc<Handoff<EgressUpdate>>,
     taken: Vec<Command<EgressUpdate>>,
@@ -34,15 +50,14 @@ pub(super) struct Egress {
 
 impl Egress {
     pub(super) fn new(
-        tun: Arc<OwnedFd>,
+        device: Arc<Device>,
         sender: Sender,
         handoff: Arc<Handoff<EgressUpdate>>,
         levels: Arc<Levels>,
         traffic: Arc<Traffic>,
         outbox: Outbox,
     ) -> Self {
-        Egress {
-            tun,
+        let outlet = Outlet {
             sender,
             sockets: Sockets::default(),
             batch: Batch::new(LAYOUT),
@@ -53,53 +68,77 @@ impl Egress {
             traffic,
             outbox,
             blamed: false,
-        }
+        };
+        Egress { device, staging: vec![0; NEAR + SUPER_PACKET].into(), outlet }
     }
 
     /// The loop. It ends when told to, or with the error that leaves nothing to do: the device is gone.
     pub(super) fn run(mut self) -> io::Result<()> {
         loop {
-            if self.wait()? {
-                self.read_frames()?;
-            }
-            if self.take_updates().is_break() {
+            let flow = if self.wait()? { self.read_frames()? } else { ControlFlow::Continue(()) };
+            if flow.is_break() || self.outlet.flush().is_break() {
                 return Ok(());
             }
-            self.batch.retain(|datagram, ()| self.sender.seal(0, datagram).is_ok());
-            self.send();
         }
     }
 
     /// Sleeps until there is something to do, and says whether the device has frames.
     fn wait(&self) -> io::Result<bool> {
-        let ready = wait_readable([Some(self.tun.as_fd()), Some(self.handoff.as_fd())])?;
+        let ready = wait_readable([Some(self.device.as_fd()), Some(self.outlet.handoff.as_fd())])?;
         if ready & 0b10 != 0 {
-            self.handoff.still();
+            self.outlet.handoff.still();
         }
         Ok(ready & 0b01 != 0)
     }
 
-    fn read_frames(&mut self) -> io::Result<()> {
-        while let Some(room) = self.batch.room() {
-            let length = match tun::read(self.tun.as_fd(), room) {
-                Ok(length) => length,
-                Err(Refused::WouldBlock) => break,
-                Err(Refused::Frame(_)) => {
-                    self.traffic.errors.add(1);
-                    continue;
+    /// Reads until the device is empty or the batch is full. A run of segments goes out as soon as it is cut.
+    fn read_frames(&mut self) -> io::Result<ControlFlow<()>> {
+        while let Some(room) = self.outlet.batch.room() {
+            let near = &mut room[..NEAR];
+            let Some(frame) = self.device.read(near, &mut self.staging[NEAR..])? else { break };
+            let in_place = frame.length <= NEAR && frame.header.gso.is_none();
+            if !in_place {
+                self.staging[..NEAR].copy_from_slice(near);
+            }
+            let bytes = if in_place { &mut near[..frame.length] } else { &mut self.staging[..frame.length] };
+            match split::take(&frame.header, bytes, Checksums::Full, LAYOUT.frame) {
+                Ok(Taken::Whole { .. }) => {
+                    if !in_place {
+                        room[..frame.length].copy_from_slice(&self.staging[..frame.length]);
+                    }
+                    self.outlet.batch.push(frame.length, 0);
                 }
-                Err(Refused::Gone(error)) => return Err(error),
-            };
-            if length == room.len() {
-                // It filled the room, so there may have been more of it.
-                self.levels.drops.too_big.bump();
-            } else if ip::check(&room[..length]).is_err() {
-                self.levels.drops.malformed.bump();
-            } else {
-                self.batch.push(length, ());
+                Ok(Taken::Run(plan)) => {
+                    if self.outlet.send_run(&plan, &self.staging[..frame.length]).is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+                Err(Refused::Malformed) => self.outlet.levels.drops.malformed.bump(),
+                Err(Refused::TooBig) => self.outlet.levels.drops.too_big.bump(),
             }
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+impl Outlet {
+    /// Cuts a super-packet into the batch and sends it, in as many goes as it takes.
+    fn send_run(&mut self, plan: &Plan, frame: &[u8]) -> ControlFlow<()> {
+        let mut next = 0;
+        while next < plan.count() {
+            next = plan.fill(next, frame, &mut self.batch, &0);
+            self.flush()?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Takes updates, seals the batch and sends it.
+    fn flush(&mut self) -> ControlFlow<()> {
+        self.take_updates()?;
+        let sender = &mut self.sender;
+        self.batch.retain(|datagram, flags| sender.seal(*flags, datagram).is_ok());
+        self.send();
+        ControlFlow::Continue(())
     }
 
     fn take_updates(&mut self) -> ControlFlow<()> {
@@ -122,16 +161,18 @@ impl Egress {
         ControlFlow::Continue(())
     }
 
-    /// Sends the sealed batch, in one call where the kernel takes it all, and empties it.
+    /// Sends the sealed batch, neighbours of one size as one run, and empties it.
     fn send(&mut self) {
         if self.batch.is_empty() {
             return;
         }
-        let datagrams = self.batch.iter().map(|(datagram, ())| datagram);
         let path = self.sender.path();
         let report = match path.and_then(|path| Some((path, self.sockets.get(path.socket)?))) {
-            Some((path, socket)) => self.sends.send(socket, path.peer, path.local, datagrams),
-            None => SendReport { failed: datagrams.count(), ..SendReport::default() },
+            Some((path, socket)) => {
+                let runs = self.batch.runs().map(|(bytes, size)| Run::new(bytes, size));
+                self.sends.send_runs(socket, path.peer, path.local, runs)
+            }
+            None => SendReport { failed: self.batch.len(), ..SendReport::default() },
         };
         self.sender.handed_over();
         self.batch.clear();

@@ -1,29 +1,39 @@
-//! From the wire to the interface: one receive, open in place, write each frame; the engine's share goes to its mailbox.
+//! From the wire to the interface: one receive, open in place, merge, write; the engine's share goes to its mailbox.
 
+use super::Traffic;
+use super::device::{Device, PIECES};
 use super::handoff::{Command, Handoff};
 use super::mailbox::Outbox;
 use super::sockets::{self, Sockets};
-use super::{BATCH, LAYOUT, Traffic};
-use crate::packet::{Batch, ip};
+use crate::packet::merge::{Limits, Merger, Write};
 use crate::protocol::constants::{HEADER, TAG};
 use crate::protocol::levels::Levels;
 use crate::protocol::{IngressUpdate, Path, Received, Receiver, SocketId, Time};
 use crate::sys::clock::boottime_ns;
-use crate::sys::tun::{self, Refused};
+use crate::sys::tun::Refused;
 use crate::sys::udp::{self, ReceiveBatch, UdpSocket};
 use crate::sys::wake::wait_readable;
 use std::io;
-use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ops::{ControlFlow, Range};
+use std::os::fd::AsFd;
 use std::sync::Arc;
+
+/// Messages taken in one receive call: with coalescing each may be a run of up to 64 KB, without it a datagram.
+const ROOMS: usize = 16;
+/// Room for the longest of them.
+const ROOM: usize = 1 << 16;
+/// Packets a batch is expected to have; more only make the merger's lists grow.
+const PACKETS: usize = 1_024;
 
 /// All the ingress loop owns.
 pub(super) struct Ingress {
-    tun: Arc<OwnedFd>,
+    device: Arc<Device>,
     receiver: Receiver,
     sockets: Sockets,
-    batch: Batch<Path>,
+    /// [`ROOMS`] rooms, one after the other.
+    buffer: Box<[u8]>,
     receives: ReceiveBatch,
+    merger: Merger,
     handoff: Arc<Handoff<IngressUpdate>>,
     taken: Vec<Command<IngressUpdate>>,
     levels: Arc<Levels>,
@@ -33,7 +43,7 @@ pub(super) struct Ingress {
 
 impl Ingress {
     pub(super) fn new(
-        tun: Arc<OwnedFd>,
+        device: Arc<Device>,
         receiver: Receiver,
         handoff: Arc<Handoff<IngressUpdate>>,
         levels: Arc<Levels>,
@@ -41,11 +51,12 @@ impl Ingress {
         outbox: Outbox,
     ) -> Self {
         Ingress {
-            tun,
+            merger: Merger::new(limits(&device), PACKETS),
+            device,
             receiver,
             sockets: Sockets::default(),
-            batch: Batch::new(LAYOUT),
-            receives: ReceiveBatch::new(BATCH),
+            buffer: vec![0; ROOMS * ROOM].into(),
+            receives: ReceiveBatch::new(ROOMS),
             handoff,
             taken: Vec::new(),
             levels,
@@ -61,11 +72,12 @@ impl Ingress {
             for n in (0..sockets::MAX).filter(|n| ready & (1 << n) != 0) {
                 // A table that changed since only means another socket that may be empty.
                 let Some((id, socket)) = self.sockets.at(n).cloned() else { continue };
-                self.receive(id, &socket)?;
+                self.receive(&socket)?;
                 if self.take_updates().is_break() {
                     return Ok(());
                 }
-                self.open()?;
+                self.open(id)?;
+                self.write()?;
             }
             if self.take_updates().is_break() {
                 return Ok(());
@@ -87,20 +99,12 @@ impl Ingress {
         Ok(ready)
     }
 
-    /// Fills the batch from one socket. An error that is not the socket's end is no evidence of anything: it is counted.
-    fn receive(&mut self, id: SocketId, socket: &UdpSocket) -> io::Result<()> {
-        match self.receives.receive(socket, self.batch.rooms()) {
+    /// Fills the rooms from one socket. An error that is not the socket's end is no evidence of anything: it is counted.
+    fn receive(&mut self, socket: &UdpSocket) -> io::Result<()> {
+        match self.receives.receive(socket, self.buffer.chunks_exact_mut(ROOM)) {
             Ok(_) => {}
             Err(error) if udp::is_fatal(&error) => return Err(error),
             Err(_) => self.traffic.errors.add(1),
-        }
-        for (slot, datagram) in self.receives.datagrams() {
-            if datagram.truncated {
-                self.levels.drops.malformed.bump();
-                continue;
-            }
-            let path = Path { socket: id, local: datagram.local, peer: datagram.peer };
-            self.batch.fill(slot, datagram.length, path);
         }
         Ok(())
     }
@@ -120,56 +124,76 @@ impl Ingress {
         ControlFlow::Continue(())
     }
 
-    /// Opens the batch and sends each datagram's contents where they belong.
-    fn open(&mut self) -> io::Result<()> {
-        if self.batch.is_empty() {
-            return Ok(());
-        }
+    /// Opens every datagram of the batch and sorts what is in it: frames to the merger, the rest to the mailbox.
+    fn open(&mut self, socket: SocketId) -> io::Result<()> {
         let now = Time(boottime_ns()?);
-        let (mut packets, mut bytes) = (0, 0);
-        for (datagram, &mut path) in self.batch.iter_mut() {
-            match self.receiver.receive(now, path, datagram) {
-                Received::Frame { .. } => {
-                    let frame = plaintext(datagram);
-                    if deliver(&self.tun, frame, &self.levels, &self.traffic)? {
-                        packets += 1;
-                        bytes += frame.len() as u64;
+        for (room, message) in self.receives.datagrams() {
+            if message.truncated {
+                self.levels.drops.malformed.bump();
+                continue;
+            }
+            let path = Path { socket, local: message.local, peer: message.peer };
+            let mut start = room * ROOM;
+            let end = start + message.length;
+            loop {
+                let range = start..end.min(start + message.segment);
+                start = range.end;
+                let datagram = &mut self.buffer[range.clone()];
+                match self.receiver.receive(now, path, datagram) {
+                    Received::Frame { .. } => {
+                        if self.merger.push(&self.buffer, plaintext(range), false).is_err() {
+                            self.levels.drops.malformed.bump();
+                        }
                     }
+                    Received::Cold => self.outbox.cold(path, datagram),
+                    Received::Control { session, counter } => {
+                        self.outbox.control(path, session, counter, &self.buffer[plaintext(range)]);
+                    }
+                    Received::Nothing => {}
                 }
-                Received::Cold => self.outbox.cold(path, datagram),
-                Received::Control { session, counter } => {
-                    self.outbox.control(path, session, counter, plaintext(datagram));
+                if start >= end {
+                    break;
                 }
-                Received::Nothing => {}
             }
         }
-        self.traffic.packets.add(packets);
-        self.traffic.bytes.add(bytes);
         self.outbox.notices(&mut self.receiver);
+        Ok(())
+    }
+
+    /// Writes what the merger made of the batch's frames.
+    fn write(&mut self) -> io::Result<()> {
+        self.merger.finish(&mut self.buffer);
+        let (mut packets, mut bytes) = (0, 0);
+        for write in self.merger.writes() {
+            match deliver(&self.device, &self.buffer, &write) {
+                Ok(()) => {
+                    packets += write.packets();
+                    bytes += write.length();
+                }
+                Err(Refused::Gone(error)) => return Err(error),
+                // The interface is down, or the kernel out of memory: as on any wire, the frame is lost.
+                Err(Refused::WouldBlock | Refused::Frame(_)) => self.traffic.errors.add(write.packets() as u64),
+            }
+        }
+        self.merger.clear();
+        self.traffic.packets.add(packets as u64);
+        self.traffic.bytes.add(bytes as u64);
         Ok(())
     }
 }
 
 /// What an opened datagram carries.
-fn plaintext(datagram: &[u8]) -> &[u8] {
-    let end = datagram.len().saturating_sub(TAG);
-    datagram.get(HEADER..end).unwrap_or_default()
+fn plaintext(datagram: Range<usize>) -> Range<usize> {
+    datagram.start + HEADER..datagram.end - TAG
 }
 
-/// Writes a frame to the interface and says whether it was taken; if not, it is counted.
-///
-/// # Errors
-/// When the device is gone.
-fn deliver(tun: &OwnedFd, frame: &[u8], levels: &Levels, traffic: &Traffic) -> io::Result<bool> {
-    if ip::check(frame).is_err() {
-        levels.drops.malformed.bump();
-        return Ok(false);
-    }
-    match tun::write(tun.as_fd(), frame) {
-        Ok(()) => return Ok(true),
-        Err(Refused::Gone(error)) => return Err(error),
-        // The interface is down, or the kernel out of memory: as on any wire, the frame is lost.
-        Err(Refused::WouldBlock | Refused::Frame(_)) => traffic.errors.add(1),
-    }
-    Ok(false)
+fn deliver(device: &Device, buffer: &[u8], write: &Write<'_>) -> Result<(), Refused> {
+    device.write(&write.header(), write.parts().map(|part| &buffer[part]))
+}
+
+/// How far packets are merged for a device: not at all where it takes them only one by one.
+fn limits(device: &Device) -> Limits {
+    let offloads = device.offloads();
+    let segments = if offloads.vnet_hdr && offloads.tso { PIECES } else { 1 };
+    Limits { segments, udp: offloads.uso, ..Limits::default() }
 }

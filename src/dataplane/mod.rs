@@ -14,24 +14,27 @@
 //! message means is the engine's business. Each loop owns its half of the session and its batch; no lock, allocation or
 //! channel is touched for a user packet. `handoff` brings updates in, [`mailbox`] takes messages out.
 
+mod device;
 mod egress;
 mod handoff;
 mod ingress;
 pub mod mailbox;
 mod sockets;
 
+pub use device::Device;
 pub use mailbox::{Loop, Mailbox, Message};
 pub use sockets::MAX as MAX_SOCKETS;
 
 use crate::packet::Layout;
 use crate::protocol::levels::{Counter, Levels};
 use crate::protocol::{EgressUpdate, IngressUpdate, Path, Receiver, Sender, SocketId, constants};
+use crate::sys::offloads::{Offloads, TunOffloads};
+use crate::sys::priority::set_nice;
 use crate::sys::udp::UdpSocket;
 use handoff::{Command, Handoff};
 use mailbox::Outbox;
 use sockets::Sockets;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -42,6 +45,9 @@ const BATCH: usize = 64;
 
 /// Room for the largest MTU the config takes, 9,000 bytes, and some more: a longer frame fills it and so is known.
 const FRAME: usize = 9_216;
+
+/// The loops come before what makes the traffic: a queue that is not emptied in time is loss and delay.
+const NICE: i8 = -15;
 
 const LAYOUT: Layout = Layout { header: constants::HEADER, frame: FRAME, tag: constants::TAG, slots: BATCH };
 
@@ -75,36 +81,38 @@ pub struct Dataplane {
     egress: Arc<Handoff<EgressUpdate>>,
     ingress: Arc<Handoff<IngressUpdate>>,
     sockets: Sockets,
+    device: TunOffloads,
     tx: Arc<Traffic>,
     rx: Arc<Traffic>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Dataplane {
-    /// Starts both loops on the device `tun`, which must be non-blocking, and `socket`, which becomes
+    /// Starts both loops on `device`, which must be non-blocking, and `socket`, which becomes
     /// [`SocketId`] 0. The interface lives as long as the loops do.
     ///
     /// # Errors
     /// When the process is out of descriptors or threads.
     pub fn start(
-        tun: OwnedFd,
+        device: Device,
         socket: UdpSocket,
         sender: Sender,
         receiver: Receiver,
         levels: Arc<Levels>,
     ) -> io::Result<(Dataplane, Mailbox)> {
         let (outbox, mailbox) = mailbox::open();
-        let (tun, socket) = (Arc::new(tun), Arc::new(socket));
+        let (device, socket) = (Arc::new(device), Arc::new(socket));
         let mut dataplane = Dataplane {
             egress: Arc::new(Handoff::new()?),
             ingress: Arc::new(Handoff::new()?),
             sockets: Sockets::default(),
+            device: device.offloads(),
             tx: Arc::default(),
             rx: Arc::default(),
             threads: Vec::with_capacity(2),
         };
         let egress = egress::Egress::new(
-            tun.clone(),
+            device.clone(),
             sender,
             dataplane.egress.clone(),
             levels.clone(),
@@ -112,7 +120,7 @@ impl Dataplane {
             outbox.clone(),
         );
         let ingress = ingress::Ingress::new(
-            tun,
+            device,
             receiver,
             dataplane.ingress.clone(),
             levels,
@@ -172,6 +180,13 @@ impl Dataplane {
         socket.send_to(datagram, path.peer, path.local)
     }
 
+    /// What the kernel takes off the loops' hands, as of now.
+    #[must_use]
+    pub fn offloads(&self) -> Offloads {
+        let udp = self.sockets.at(0).map(|(_, socket)| socket.offloads()).unwrap_or_default();
+        Offloads { tun: self.device, udp }
+    }
+
     /// The traffic so far.
     pub fn counters(&self) -> Counters {
         Counters {
@@ -207,6 +222,8 @@ fn spawn(
     run: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     let body = move || {
+        // Without the right to it the loop runs like any other thread, and loses a little more under load.
+        let _ = set_nice(NICE);
         // Nothing the loop owned is looked at after a panic.
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Ok(())) => {}

@@ -42,6 +42,7 @@ impl End {
         let address = socket.local_addr().unwrap();
         let levels: Arc<Levels> = Arc::default();
         let (sender, receiver) = (Sender::new(levels.clone()), Receiver::new(mac_key(), levels.clone()));
+        let device = Device::new(device, TunOffloads::NONE);
         let (dataplane, mailbox) = Dataplane::start(device, socket, sender, receiver, levels.clone()).unwrap();
         End { interface, dataplane, mailbox, levels, address }
     }
@@ -250,8 +251,8 @@ fn what_cannot_be_a_packet_is_dropped_on_either_side() {
     line.a.interface.send(&[0x45; 19]).unwrap();
     line.a.interface.send(b"not IP at all, but long enough to look like it").unwrap();
     eventually("counted", || line.a.levels.drops.malformed.get() == 2);
-    line.a.interface.send(&vec![0x45; FRAME]).unwrap();
-    line.a.interface.send(&vec![0x45; FRAME + 500]).unwrap();
+    line.a.interface.send(&v4(FRAME + 1, 0)).unwrap();
+    line.a.interface.send(&v4(FRAME + 500, 0)).unwrap();
     eventually("counted", || line.a.levels.drops.too_big.get() == 2);
 
     // A datagram longer than any of ours, and one of no kind.
@@ -474,14 +475,15 @@ fn an_update_handed_over_before_a_datagram_was_drawn_is_there_for_it() {
 /// A host of its own with one TUN device, on a thread of its own: hands over the device, then runs `program`.
 fn host(
     address: &'static str,
-    devices: mpsc::Sender<OwnedFd>,
+    wish: TunOffloads,
+    devices: mpsc::Sender<Device>,
     program: impl FnOnce() + Send + 'static,
 ) -> JoinHandle<()> {
     let body = move || {
-        let (device, _) = crate::sys::tun::create("tl0", TunOffloads::NONE).unwrap();
+        let (device, granted) = crate::sys::tun::create("tl0", wish).unwrap();
         shell(&format!("ip addr add 10.99.0.{address}/30 dev tl0"));
         shell(&format!("ip addr add fd99::{address}/126 dev tl0 nodad && ip link set tl0 up"));
-        devices.send(device).unwrap();
+        devices.send(Device::new(device, granted)).unwrap();
         program();
     };
     thread::spawn(move || in_own_network(body))
@@ -489,6 +491,12 @@ fn host(
 
 #[test]
 fn datagrams_cross_between_two_hosts_over_real_devices() {
+    for wish in [TunOffloads::NONE, TunOffloads::ALL] {
+        datagrams_cross(wish);
+    }
+}
+
+fn datagrams_cross(wish: TunOffloads) {
     let done = Arc::new(AtomicBool::new(false));
     let open = |address: &str| {
         let socket = std::net::UdpSocket::bind(address).unwrap();
@@ -497,7 +505,7 @@ fn datagrams_cross_between_two_hosts_over_real_devices() {
     };
     // The far host sends back what it gets.
     let (devices, far_device) = mpsc::channel();
-    let far = host("2", devices, {
+    let far = host("2", wish, devices, {
         let done = done.clone();
         move || {
             let mut room = [0; 2_000];
@@ -512,7 +520,7 @@ fn datagrams_cross_between_two_hosts_over_real_devices() {
         }
     });
     let (devices, near_device) = mpsc::channel();
-    let near = host("1", devices, {
+    let near = host("1", wish, devices, {
         let done = done.clone();
         move || {
             let pairs = [("10.99.0.1:0", "10.99.0.2:7"), ("[fd99::1]:0", "[fd99::2]:7")];

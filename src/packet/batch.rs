@@ -2,10 +2,8 @@
 //!
 //! Not a queue and not a pool: one loop fills it, works on it in place, empties it, and begins again.
 //!
-//! It is filled in one of two ways. *Packed* ([`Batch::room`], [`Batch::push`]): each datagram begins where
-//! the one before it ended, so neighbours of one size are already the run that one segmented send wants.
-//! *Spread* ([`Batch::rooms`], [`Batch::fill`]): one room of full size for each datagram, for a receive call
-//! that must be told of all rooms before it knows any length.
+//! Each datagram begins where the one before it ended, so neighbours of one size are already the run that one segmented
+//! send wants.
 
 use std::ops::Range;
 
@@ -102,30 +100,30 @@ impl<M> Batch<M> {
         self.entries.push(Entry { range, meta });
     }
 
-    /// Empties the batch and gives one room of [`Layout::datagram`] bytes for each slot, in order.
-    pub fn rooms(&mut self) -> impl ExactSizeIterator<Item = &mut [u8]> {
-        self.clear();
-        self.bytes.chunks_exact_mut(self.layout.datagram().max(1))
-    }
-
-    /// Takes the first `length` bytes of the room numbered `slot` by [`rooms`](Self::rooms) as a datagram.
-    ///
-    /// A length over the room's counts as the room's; a slot there is not is ignored. Slots are filled in
-    /// rising order, each at most once.
-    pub fn fill(&mut self, slot: usize, length: usize, meta: M) {
-        if slot >= self.layout.slots || self.is_full() {
-            return;
-        }
-        let start = slot * self.layout.datagram();
-        let range = start..start + length.min(self.layout.datagram());
-        debug_assert!(range.start >= self.end, "slots are filled in rising order");
-        self.end = range.end;
-        self.entries.push(Entry { range, meta });
-    }
-
     /// The datagrams, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &M)> + Clone {
         (self.entries.iter()).map(|entry| (&self.bytes[entry.range.clone()], &entry.meta))
+    }
+
+    /// The bytes of neighbouring datagrams of one size, and that size; the last of a run may be shorter.
+    pub fn runs(&self) -> impl Iterator<Item = (&[u8], usize)> + Clone {
+        let mut rest = &self.entries[..];
+        std::iter::from_fn(move || {
+            let (first, more) = rest.split_first()?;
+            let (size, mut end) = (first.range.len(), first.range.end);
+            let mut count = 0;
+            for entry in more {
+                if entry.range.start != end || entry.range.len() > size {
+                    break;
+                }
+                (end, count) = (entry.range.end, count + 1);
+                if entry.range.len() < size {
+                    break;
+                }
+            }
+            rest = &more[count..];
+            Some((&self.bytes[first.range.start..end], size))
+        })
     }
 
     /// The datagrams, in order, to be worked on in place.
@@ -190,27 +188,25 @@ mod tests {
     }
 
     #[test]
-    fn spread_rooms_keep_their_bytes_and_skip_unfilled_slots() {
-        let mut batch = Batch::new(LAYOUT);
-        assert_eq!(batch.rooms().len(), 4);
-        for (slot, room) in batch.rooms().enumerate() {
-            assert_eq!(room.len(), 25);
-            room.fill(slot as u8);
+    fn runs_are_neighbours_of_one_size_and_a_shorter_last() {
+        let mut batch = Batch::new(Layout { slots: 9, ..LAYOUT });
+        for (byte, length) in [7, 7, 3, 3, 9, 2, 2, 2, 2].into_iter().enumerate() {
+            fill_room(&mut batch, length, byte as u8);
         }
-        batch.fill(0, 25, 0);
-        batch.fill(2, 7, 2);
-        batch.fill(4, 7, 4);
-        let got: Vec<_> = batch.iter_mut().map(|(b, m)| (b.to_vec(), *m)).collect();
-        assert_eq!(got, vec![(vec![0; 25], 0), (vec![2; 7], 2)]);
+        let sizes = |batch: &Batch<u8>| batch.runs().map(|(bytes, size)| (bytes.len(), size)).collect::<Vec<_>>();
+        // Seven and seven and, last of that run, three; and so on: header and tag are five.
+        assert_eq!(sizes(&batch), [(12 + 12 + 8, 12), (8, 8), (14 + 7, 14), (7 * 3, 7)]);
+        // What was forgotten leaves a gap, and ends a run.
+        batch.retain(|_, byte| *byte != 1 && *byte != 7);
+        assert_eq!(sizes(&batch), [(12, 12), (8 + 8, 8), (14 + 7, 14), (7, 7), (7, 7)]);
+        let all: usize = batch.runs().map(|(bytes, _)| bytes.len()).sum();
+        assert_eq!(all, batch.iter().map(|(bytes, _)| bytes.len()).sum::<usize>());
     }
 
     #[test]
     fn lengths_beyond_the_room_count_as_the_room() {
         let mut batch = Batch::new(LAYOUT);
         batch.push(usize::MAX, 0);
-        assert_eq!(batch.iter().next().unwrap().0.len(), 25);
-        let _ = batch.rooms();
-        batch.fill(3, usize::MAX, 0);
         assert_eq!(batch.iter().next().unwrap().0.len(), 25);
     }
 

@@ -214,6 +214,7 @@ mod tests {
             session: None,
             path: Line { mtu: None, rtt_ms: None, jitter_ms: None, tx: traffic.clone(), rx: traffic },
             drops: Drops::default(),
+            offloads: Default::default(),
         }
     }
 
