@@ -36,13 +36,13 @@ mod story;
 
 pub use entropy::OsEntropy;
 
-use crate::config::{CipherChoice, Config, CryptoConfig};
+use crate::config::{Checksum, CipherChoice, Config, CryptoConfig};
 use crate::dataplane::{Dataplane, Loop};
 use crate::protocol::link::{RekeyTimes, SetupError};
 use crate::protocol::{Link, Params, Time};
 use crate::sys::clock::boottime_ns;
 use crate::sys::netlink::{Netlink, NetlinkError};
-use crate::sys::offloads::Offloads;
+use crate::sys::offloads::{Offloads, TunOffloads};
 use crate::sys::timer::Timer;
 use crate::sys::tun::TunError;
 use crate::sys::udp::BindError;
@@ -183,15 +183,15 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
     if status::is_live(&socket_path) {
         return Err(RunError::AlreadyRunning { interface: interface.clone(), socket: socket_path });
     }
-    let now = clock()?;
-    let psk = config.peer.preshared_key.as_ref();
-    let params = params(&config, options);
-    let (link, sender, receiver) =
-        Link::new(params, &config.local.private_key, &config.peer.public_key, psk, Box::new(OsEntropy), now)?;
     let (ports, socket) = Ports::open_first(config.local.listen, options.offloads.udp)?;
     let local = socket.local_addr().map_err(RunError::system("cannot read the socket's address"))?;
     let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
     let (index, device) = interface::create(&netlink, &config.link, options.offloads.tun).await?;
+    let now = clock()?;
+    let psk = config.peer.preshared_key.as_ref();
+    let params = params(&config, options, device.offloads());
+    let (link, sender, receiver) =
+        Link::new(params, &config.local.private_key, &config.peer.public_key, psk, Box::new(OsEntropy), now)?;
     let listener = status::Listener::open(&socket_path)
         .map_err(|source| RunError::StatusSocket { path: socket_path.clone(), source })?;
     let (dataplane, mailbox) = Dataplane::start(device, socket, sender, receiver, link.levels())
@@ -227,12 +227,14 @@ fn clock() -> Result<Time, RunError> {
 }
 
 /// What the config means to the engine.
-fn params(config: &Config, options: Options) -> Params {
+fn params(config: &Config, options: Options, device: TunOffloads) -> Params {
     let (aes, chacha) = ciphers(config.crypto, has_aes());
     Params {
         aes,
         chacha,
         post_quantum: config.crypto.post_quantum,
+        // Without the header the kernel could not be told which packets of either direction are partial.
+        partial_checksum: config.crypto.checksum == Checksum::Partial && device.vnet_hdr,
         interval: config.liveness_interval,
         rekey: options.rekey.unwrap_or_default(),
     }
@@ -267,7 +269,6 @@ fn has_aes() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Checksum;
 
     #[test]
     fn ciphers_offered() {

@@ -9,6 +9,7 @@ use crate::packet::Batch;
 use crate::packet::split::{self, Checksums, Plan, Refused, Taken};
 use crate::protocol::constants::MIN_TRANSPORT;
 use crate::protocol::levels::Levels;
+use crate::protocol::wire::data_flags;
 use crate::protocol::{EgressUpdate, Path, Sender};
 use crate::sys::udp::{self, Run, SendBatch, SendReport};
 use crate::sys::wake::wait_readable;
@@ -93,7 +94,9 @@ impl Egress {
 
     /// Reads until the device is empty or the batch is full. A run of segments goes out as soon as it is cut.
     fn read_frames(&mut self) -> io::Result<ControlFlow<()>> {
-        while let Some(room) = self.outlet.batch.room() {
+        loop {
+            let checksums = self.outlet.checksums();
+            let Some(room) = self.outlet.batch.room() else { break };
             let near = &mut room[..NEAR];
             let Some(frame) = self.device.read(near, &mut self.staging[NEAR..])? else { break };
             let in_place = frame.length <= NEAR && frame.header.gso.is_none();
@@ -101,12 +104,12 @@ impl Egress {
                 self.staging[..NEAR].copy_from_slice(near);
             }
             let bytes = if in_place { &mut near[..frame.length] } else { &mut self.staging[..frame.length] };
-            match split::take(&frame.header, bytes, Checksums::Full, LAYOUT.frame) {
-                Ok(Taken::Whole { .. }) => {
+            match split::take(&frame.header, bytes, checksums, LAYOUT.frame) {
+                Ok(Taken::Whole { partial }) => {
                     if !in_place {
                         room[..frame.length].copy_from_slice(&self.staging[..frame.length]);
                     }
-                    self.outlet.batch.push(frame.length, 0);
+                    self.outlet.batch.push(frame.length, flags(partial));
                 }
                 Ok(Taken::Run(plan)) => {
                     if self.outlet.send_run(&plan, &self.staging[..frame.length]).is_break() {
@@ -121,12 +124,22 @@ impl Egress {
     }
 }
 
+/// What a datagram is sealed with.
+fn flags(partial: bool) -> u8 {
+    if partial { data_flags::PARTIAL_CHECKSUM } else { 0 }
+}
+
 impl Outlet {
+    /// What becomes of inner checksums under the session in use.
+    fn checksums(&self) -> Checksums {
+        if self.sender.partial_checksum() { Checksums::Partial } else { Checksums::Full }
+    }
+
     /// Cuts a super-packet into the batch and sends it, in as many goes as it takes.
     fn send_run(&mut self, plan: &Plan, frame: &[u8]) -> ControlFlow<()> {
         let mut next = 0;
         while next < plan.count() {
-            next = plan.fill(next, frame, &mut self.batch, &0);
+            next = plan.fill(next, frame, &mut self.batch, &flags(plan.is_partial()));
             self.flush()?;
         }
         ControlFlow::Continue(())

@@ -8,6 +8,7 @@ use super::sockets::{self, Sockets};
 use crate::packet::merge::{Limits, Merger, Write};
 use crate::protocol::constants::{HEADER, TAG};
 use crate::protocol::levels::Levels;
+use crate::protocol::wire::data_flags;
 use crate::protocol::{IngressUpdate, Path, Received, Receiver, SocketId, Time};
 use crate::sys::clock::boottime_ns;
 use crate::sys::tun::Refused;
@@ -140,8 +141,9 @@ impl Ingress {
                 start = range.end;
                 let datagram = &mut self.buffer[range.clone()];
                 match self.receiver.receive(now, path, datagram) {
-                    Received::Frame { .. } => {
-                        if self.merger.push(&self.buffer, plaintext(range), false).is_err() {
+                    Received::Frame { flags } => {
+                        let partial = flags & data_flags::PARTIAL_CHECKSUM != 0;
+                        if self.merger.push(&self.buffer, plaintext(range), partial).is_err() {
                             self.levels.drops.malformed.bump();
                         }
                     }

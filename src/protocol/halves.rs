@@ -9,7 +9,7 @@ use super::{
     levels::Levels,
     session::{LaneSealer, OpenError, Opening, SealError},
     time::Time,
-    wire::{ColdCheck, Header, Kind, check_cold},
+    wire::{ColdCheck, Header, Kind, check_cold, data_flags},
 };
 use std::{
     collections::VecDeque,
@@ -74,6 +74,12 @@ impl Sender {
     /// Whether an empty datagram was asked for since the last call.
     pub fn take_keepalive(&mut self) -> bool {
         std::mem::take(&mut self.keepalive)
+    }
+
+    /// Whether the session in use lets inner checksums be partial.
+    #[must_use]
+    pub fn partial_checksum(&self) -> bool {
+        self.sealer.as_ref().is_some_and(|sealer| sealer.flags() & data_flags::PARTIAL_CHECKSUM != 0)
     }
 
     /// Seals one frame in place: `datagram` is [`HEADER`] bytes of room, the frame, [`TAG`] bytes of room.
@@ -357,5 +363,46 @@ impl std::ops::Deref for Small {
 impl std::fmt::Debug for Small {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} bytes", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{
+        session::{Halves, Shape},
+        vectors::Listed,
+        wire::data_flags::PARTIAL_CHECKSUM,
+    };
+
+    const PATH: Path =
+        Path { socket: SocketId(0), local: None, peer: SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1) };
+
+    /// Lets `a` seal under what it agreed to and `b` receive under what it did.
+    fn pass(agreed: [bool; 2], flags: u8) -> Result<(Received, u64), SealError> {
+        let listed = Listed::named("first hybrid");
+        let [mut at_a, at_b] = ["a", "b"].map(|end| {
+            let partial_checksum = agreed[usize::from(end == "b")];
+            Halves::derive(&listed.root(), &Shape { partial_checksum, ..listed.shape(end) }).unwrap()
+        });
+        let levels: Arc<Levels> = Arc::default();
+        let mut sender = Sender::new(levels.clone());
+        sender.apply(EgressUpdate::Session(Some(Box::new(at_a.sealers.remove(0)))));
+        sender.apply(EgressUpdate::Path(Some(PATH)));
+        assert_eq!(sender.partial_checksum(), agreed[0]);
+        let mut receiver = Receiver::new(MacKey::new(&[0; 32]), levels.clone());
+        receiver.apply(IngressUpdate::Install(at_b.opening));
+        let mut datagram = [0; HEADER + 40 + TAG];
+        sender.seal(flags, &mut datagram)?;
+        Ok((receiver.receive(Time(1), PATH, &mut datagram), levels.drops.malformed.get()))
+    }
+
+    #[test]
+    fn the_partial_bit_is_sealed_and_taken_only_where_it_was_agreed() {
+        assert_eq!(pass([true, true], PARTIAL_CHECKSUM), Ok((Received::Frame { flags: PARTIAL_CHECKSUM }, 0)));
+        assert_eq!(pass([true, true], 0), Ok((Received::Frame { flags: 0 }, 0)));
+        assert_eq!(pass([false, false], 0), Ok((Received::Frame { flags: 0 }, 0)));
+        assert_eq!(pass([false, false], PARTIAL_CHECKSUM), Err(SealError::NotAgreed));
+        assert_eq!(pass([true, false], PARTIAL_CHECKSUM), Ok((Received::Nothing, 1)));
     }
 }

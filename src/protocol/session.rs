@@ -9,7 +9,7 @@ use super::{
     handshake::{LaneKey, Root},
     levels::{LaneLevels, SessionLevels},
     replay::{Replay, Window},
-    wire::{Header, Kind, cipher_bits},
+    wire::{Header, Kind, cipher_bits, data_flags},
 };
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use std::sync::Arc;
@@ -42,6 +42,9 @@ pub enum SealError {
     /// There is no session to seal under.
     #[error("no session")]
     NoSession,
+    /// The datagram has a flag that the session did not agree to.
+    #[error("the session did not agree to this")]
+    NotAgreed,
     /// The lane reached its limit; a rekey is due.
     #[error("the session's keys are used up")]
     Exhausted,
@@ -84,6 +87,8 @@ fn split(datagram: &mut [u8]) -> Option<(&mut [u8; HEADER], &mut [u8], &mut [u8;
 pub struct LaneSealer {
     aead: Aead,
     header: Header,
+    /// The flags agreed to.
+    flags: u8,
     datagrams_left: u64,
     bytes_left: u64,
     session: Arc<SessionLevels>,
@@ -103,6 +108,9 @@ impl LaneSealer {
         let Some((header, text, tag_room)) = split(datagram) else {
             return Err(SealError::Exhausted);
         };
+        if flags & !self.flags != 0 {
+            return Err(SealError::NotAgreed);
+        }
         let len = text.len() as u64;
         if self.datagrams_left == 0 || self.bytes_left < len {
             return Err(SealError::Exhausted);
@@ -125,6 +133,11 @@ impl LaneSealer {
             self.session.sealed_bytes.add(len);
         }
         Ok(())
+    }
+
+    /// The flags a datagram may have.
+    pub(super) fn flags(&self) -> u8 {
+        self.flags
     }
 
     /// What was sealed has been handed to the socket: Reports count it from now on.
@@ -178,6 +191,8 @@ impl LaneOpener {
 pub struct Opening {
     /// The index the peer writes into the header.
     pub(super) index: u32,
+    /// The flags agreed to.
+    flags: u8,
     lanes: Vec<LaneOpener>,
     control: LaneOpener,
     session: Arc<SessionLevels>,
@@ -189,8 +204,11 @@ impl Opening {
         &self.session
     }
 
-    /// Opens a Data datagram of `lane`. `None` where this session has no such lane.
+    /// Opens a Data datagram of `lane`. `None` where this session has no such lane, or did not agree to a flag.
     pub(super) fn open_data(&mut self, header: Header, datagram: &mut [u8]) -> Option<Result<bool, OpenError>> {
+        if header.flags & !self.flags != 0 {
+            return None;
+        }
         let lane = usize::from(header.lane);
         let (opener, levels) = (self.lanes.get_mut(lane)?, self.lane_levels.get(lane)?);
         let outcome = opener.open(header.counter, datagram);
@@ -236,6 +254,8 @@ pub struct Shape {
     pub peer_index: u32,
     /// The data lanes; `None` for a bootstrap, which has none.
     pub lanes: Option<LaneSet>,
+    /// Whether inner checksums may be partial.
+    pub partial_checksum: bool,
 }
 
 /// A session's halves, fresh from its keys.
@@ -264,6 +284,7 @@ impl Halves {
             sealers: Vec::new(),
             opening: Box::new(Opening {
                 index: shape.own_index,
+                flags: shape.flags(),
                 lanes: Vec::new(),
                 control: shape.opener(root, CONTROL_LANE, Window::control())?,
                 session: levels.clone(),
@@ -280,6 +301,11 @@ impl Halves {
 }
 
 impl Shape {
+    /// The flags a Data datagram may have.
+    fn flags(&self) -> u8 {
+        if self.partial_checksum { data_flags::PARTIAL_CHECKSUM } else { 0 }
+    }
+
     /// 0 is initiator → responder, 1 back.
     fn aead(&self, root: &Root, sending: bool, lane: u8) -> Result<Aead, CryptoFailure> {
         let direction = u8::from(sending != self.initiator);
@@ -298,6 +324,7 @@ impl Shape {
         Ok(LaneSealer {
             aead: self.aead(root, true, lane)?,
             header: Header { kind, flags: 0, lane, path: 0, index: self.peer_index, counter: 0 },
+            flags: if kind == Kind::Data { self.flags() } else { 0 },
             datagrams_left: SEAL_DATAGRAMS / lanes,
             bytes_left: SEAL_BYTES / lanes,
             session: session.clone(),
@@ -334,6 +361,7 @@ mod vectors {
                 lane => &mut halves.sealers[usize::from(lane)],
             };
             sealer.header.counter = counter; // most are too far to seal up to
+            sealer.flags |= flags; // and some have flags that this version cannot agree to
             assert_eq!(*sealer.aead.nonce(counter).as_ref(), array(&outputs["nonce"]));
             let mut datagram = [&[0; HEADER], &plaintext[..], &[0; TAG]].concat();
             sealer.seal(flags, &mut datagram).unwrap();
@@ -341,8 +369,8 @@ mod vectors {
             assert_eq!(datagram[..HEADER], bytes(&outputs["header"]));
 
             let opening = &mut session.halves(other(sender)).opening;
+            opening.flags |= flags;
             assert_eq!(opening.index, int::<u32>(&inputs["index"]));
-            // Flags are not agreed by this version, so the header is not parsed here.
             let kind = Kind::of(&datagram).unwrap();
             let header = Header { kind, flags, lane, path: 0, index: opening.index, counter };
             let opened = match kind {

@@ -30,6 +30,8 @@ pub struct Agreed {
     pub cipher: Cipher,
     /// Whether user data waits for a hybrid rekey.
     pub hybrid: bool,
+    /// Whether inner checksums may be partial.
+    pub partial_checksum: bool,
     /// Silence this long means that the peer is gone.
     pub detection: Duration,
     /// The counters of every session of this cold open.

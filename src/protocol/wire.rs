@@ -335,8 +335,8 @@ pub mod data_flags {
     pub const FIRST_PART: u8 = 2;
     /// The last part of a cut frame.
     pub const LAST_PART: u8 = 4;
-    /// What this version takes: none of them, as none was agreed.
-    pub const KNOWN: u8 = 0;
+    /// What this version can agree to. Whether a session did is judged by who holds it.
+    pub const KNOWN: u8 = PARTIAL_CHECKSUM;
 }
 
 impl Header {
@@ -485,12 +485,15 @@ mod tests {
     }
 
     #[test]
-    fn headers_refuse_what_was_not_agreed() {
+    fn headers_refuse_what_no_session_can_have_agreed_to() {
         let header = Header { kind: Kind::Data, flags: 0, lane: 0, path: 0, index: 5, counter: 9 };
         let datagram = |header: Header| [&header.encode()[..], &[0; TAG]].concat();
         assert_eq!(Header::parse(&datagram(header)), Ok(header));
         assert_eq!(Header::parse(&datagram(header)[..31]), Err(Malformed));
-        for flags in [data_flags::PARTIAL_CHECKSUM, data_flags::FIRST_PART, data_flags::LAST_PART, 8, 128] {
+        let partial = Header { flags: data_flags::PARTIAL_CHECKSUM, ..header };
+        assert_eq!(Header::parse(&datagram(partial)), Ok(partial));
+        assert_eq!(Header::parse(&datagram(Header { kind: Kind::Control, ..partial })), Err(Malformed));
+        for flags in [data_flags::FIRST_PART, data_flags::LAST_PART, 8, 128] {
             assert_eq!(Header::parse(&datagram(Header { flags, ..header })), Err(Malformed));
         }
         assert_eq!(Header::parse(&datagram(Header { path: 1, ..header })), Err(Malformed));

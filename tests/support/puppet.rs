@@ -62,6 +62,7 @@ impl Puppet {
             own_index: own.index,
             peer_index: peer.index,
             lanes: Some(lane_set(1)),
+            partial_checksum: true,
         };
         Some((peer, Halves::derive(&handshake.split().expect("a split"), &shape).expect("keys")))
     }

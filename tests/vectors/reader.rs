@@ -287,6 +287,7 @@ impl Listed {
             own_index: self.index(end),
             peer_index: self.index(other(end)),
             lanes: (!self.bootstrap).then(|| lane_set(self.lanes)),
+            partial_checksum: true,
         }
     }
 
@@ -339,6 +340,7 @@ pub fn params(settings: &Value) -> Params {
         aes: settings.ciphers & 1 != 0,
         chacha: settings.ciphers & 2 != 0,
         post_quantum: settings.flags & 1 != 0,
+        partial_checksum: settings.flags & 2 != 0,
         interval: Duration::from_millis(settings.interval_ms.into()),
         ..Params::default()
     }

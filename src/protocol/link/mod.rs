@@ -46,6 +46,8 @@ pub struct Params {
     pub chacha: bool,
     /// Whether this end asks for hybrid post-quantum keys; either end's wish is enough.
     pub post_quantum: bool,
+    /// Whether this end can take and give packets whose TCP or UDP checksum is partial; both must.
+    pub partial_checksum: bool,
     /// The report interval, 50 ms to 60 s.
     pub interval: Duration,
     /// When sessions are rekeyed.
@@ -58,6 +60,7 @@ impl Default for Params {
             aes: true,
             chacha: true,
             post_quantum: true,
+            partial_checksum: true,
             interval: Duration::from_secs(1),
             rekey: RekeyTimes::default(),
         }

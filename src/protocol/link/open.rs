@@ -297,7 +297,9 @@ impl Link {
             index,
             epoch: self.slots.next_epoch().ok_or(CryptoFailure)?,
             ciphers: self.params.ciphers(),
-            flags: flag(self.params.post_quantum, payload_flags::HYBRID) | flag(self.has_psk, payload_flags::PSK),
+            flags: flag(self.params.post_quantum, payload_flags::HYBRID)
+                | flag(self.params.partial_checksum, payload_flags::PARTIAL_CHECKSUM)
+                | flag(self.has_psk, payload_flags::PSK),
             lanes: LANES,
             verdict: Verdict::Fine,
             interval_ms: self.params.interval_ms(),
@@ -453,6 +455,7 @@ fn agree(cipher: Cipher, own: &Payload, peer: &Payload) -> Agreed {
     Agreed {
         cipher,
         hybrid: (own.flags | peer.flags) & payload_flags::HYBRID != 0,
+        partial_checksum: own.flags & peer.flags & payload_flags::PARTIAL_CHECKSUM != 0,
         detection: interval * MISSED_REPORTS,
         lanes: lane_set(own.lanes.min(peer.lanes)),
     }

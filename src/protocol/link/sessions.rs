@@ -36,6 +36,7 @@ impl Link {
             own_index: birth.index,
             peer_index: birth.peer_index,
             lanes: (birth.kind == Kind::Data).then(|| birth.agreed.lanes.clone()),
+            partial_checksum: birth.agreed.partial_checksum,
         };
         let halves = Halves::derive(&root, &shape)?;
         self.outputs.push_back(Output::Ingress(IngressUpdate::Install(halves.opening)));
@@ -165,7 +166,8 @@ impl Link {
         };
         match session.control.seal_message(message) {
             Ok(datagram) => self.send(path, datagram),
-            Err(SealError::NoSession | SealError::Exhausted) => {} // its successor is due; its stop comes
+            Err(SealError::Exhausted) => {} // its successor is due; its stop comes
+            Err(SealError::NoSession | SealError::NotAgreed) => {} // no control message asks for either
         }
     }
 

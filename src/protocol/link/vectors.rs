@@ -20,6 +20,7 @@ fn holding(end: &str, parent: &Listed, entropy: Script) -> End {
     let birth = Birth {
         kind: if parent.bootstrap { Kind::Boot } else { Kind::Data },
         agreed: Agreed {
+            partial_checksum: true,
             cipher: parent.cipher,
             hybrid: parent.hybrid,
             detection: Duration::from_secs(3),
