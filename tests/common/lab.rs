@@ -21,7 +21,6 @@ use super::{output_within, wait_until};
 
 /// UDP port of both ends.
 pub const PORT: u16 = 7311;
-const TCP_PORT: u16 = 7000;
 /// How long anything that should happen at once may take on a machine that is busy with something else.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -44,6 +43,8 @@ pub struct Site {
     pub endpoint: Option<SocketAddr>,
     pub listen: Option<SocketAddr>,
     pub preshared: Option<PresharedKey>,
+    /// Lines of `[link]` beyond name and address.
+    pub link: String,
     /// Arguments for `up` beyond the config.
     pub arguments: Vec<&'static str>,
     folder: tempfile::TempDir,
@@ -106,6 +107,7 @@ impl Site {
             endpoint: Some(SocketAddr::new(ip(format!("192.0.2.{other}")), PORT)),
             listen: Some(SocketAddr::new(ip("::".into()), PORT)),
             preshared: None,
+            link: String::new(),
             arguments: Vec::new(),
             folder: tempfile::tempdir().unwrap(),
         }
@@ -113,9 +115,15 @@ impl Site {
 
     /// Runs `work` in the site's network with a netlink connection.
     pub fn netlink(&self, work: impl AsyncFnOnce(Netlink) + Send) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let work = async || work(Netlink::open().unwrap()).await;
-        self.network.run(|| runtime.block_on(work())).unwrap();
+        netlink(&self.network, work);
+    }
+
+    /// Lets the cable carry packets of so many bytes; to be said at both ends.
+    pub fn set_cable_mtu(&self, mtu: u32) {
+        self.netlink(async |netlink| {
+            let cable = netlink.index(self.name).await.unwrap();
+            netlink.set_mtu(cable, mtu).await.unwrap();
+        });
     }
 
     /// Pings until it is answered, and says how long that took.
@@ -182,8 +190,8 @@ impl Site {
         }
         let [inner4, inner6] = self.inner;
         let mut text = format!(
-            "[link]\ninterface = \"{}\"\naddress = [\"{inner4}/30\", \"{inner6}/126\"]\n[local]\nprivate_key = \"key\"\n",
-            self.interface
+            "[link]\ninterface = \"{}\"\naddress = [\"{inner4}/30\", \"{inner6}/126\"]\n{}\n[local]\nprivate_key = \"key\"\n",
+            self.interface, self.link
         );
         if let Some(listen) = self.listen {
             text += &format!("listen = \"{listen}\"\n");
@@ -305,13 +313,31 @@ impl Drop for End<'_> {
     }
 }
 
+/// Runs `work` in a network with a netlink connection.
+pub fn netlink(network: &NetNs, work: impl AsyncFnOnce(Netlink) + Send) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let work = async || work(Netlink::open().unwrap()).await;
+    network.run(|| runtime.block_on(work())).unwrap();
+}
+
 /// A TCP connection `from` one site `to` an address of the other, hashed at both ends; `meanwhile` happens while it runs.
 /// Panics unless every byte arrives.
 pub fn transfer(from: &Site, to: &Site, address: IpAddr, bytes: u64, meanwhile: impl FnOnce(&Meter)) -> Tally {
-    let address = SocketAddr::new(address, TCP_PORT);
-    let listener = to.network.run(|| TcpListener::bind(address)).unwrap().unwrap();
-    let connect = || TcpStream::connect_timeout(&address, PATIENCE);
-    let outgoing = from.network.run(connect).unwrap().unwrap();
+    let received = stream(&from.network, &to.network, address, bytes, meanwhile);
+    println!(
+        "{} → {address}: {} MB at {:.2} Gbit/s",
+        from.name,
+        bytes / 1_000_000,
+        bytes as f64 * 8e-9 / received.took.as_secs_f64()
+    );
+    received
+}
+
+/// The same between any two networks. The port is one that is free, so that there may be many at once.
+pub fn stream(from: &NetNs, to: &NetNs, address: IpAddr, bytes: u64, meanwhile: impl FnOnce(&Meter)) -> Tally {
+    let listener = to.run(|| TcpListener::bind((address, 0))).unwrap().unwrap();
+    let address = listener.local_addr().unwrap();
+    let outgoing = from.run(|| TcpStream::connect_timeout(&address, PATIENCE)).unwrap().unwrap();
     let incoming = listener.accept().unwrap().0;
     let (load, meter) = (Load::Hashed(bytes), Meter::default());
     let (sent, received) = thread::scope(|scope| {
@@ -323,12 +349,6 @@ pub fn transfer(from: &Site, to: &Site, address: IpAddr, bytes: u64, meanwhile: 
     let (sent, received) = (sent.unwrap(), received.unwrap());
     assert_eq!(received.bytes, bytes);
     assert_eq!((sent.bytes, sent.sha256), (received.bytes, received.sha256));
-    println!(
-        "{} → {address}: {} MB at {:.2} Gbit/s",
-        from.name,
-        bytes / 1_000_000,
-        bytes as f64 * 8e-9 / received.took.as_secs_f64()
-    );
     received
 }
 

@@ -1,8 +1,16 @@
 //! The harness of the namespace tests: a scenario runs in a process of its own, in a network of its own, within a time of its
 //! own, and whatever it started dies with it.
 
+// Each test binary uses its part of it.
+#![allow(dead_code)]
+
+pub mod capture;
+pub mod census;
+pub mod flow;
 pub mod lab;
+pub mod nic;
 pub mod udp;
+pub mod yard;
 
 // The instruments the demo measures with.
 #[path = "../../src/cli/demo/ping.rs"]

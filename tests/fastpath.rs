@@ -1,0 +1,189 @@
+//! What the fast path must never change: bytes, order, sizes and checksums, whatever was cut, joined or left to the kernel on
+//! the way. Every scenario has two real ends; see tests/namespaces.rs for the link itself.
+
+// Helpers outside #[test] functions may panic too: here that is how a test fails.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
+use std::thread;
+use std::time::Duration;
+
+use common::capture::{Capture, Captured};
+use common::census::Census;
+use common::flow::{datagram, flow};
+use common::lab::{Lab, PATIENCE, Site, stream, transfer};
+use common::ping::Pinger;
+use common::yard::{Yard, checksum_errors};
+use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+use tieline::sys::netns::NetNs;
+
+const MB: u64 = 1_000_000;
+
+/// 1500 − 20 − 8 − 32
+const MTU: usize = 1440;
+
+scenario!(
+    /// Hosts behind both sites and a site itself, all talking at once. What leaves the link for a wire that helps with nothing
+    /// must be complete and fit it.
+    forwarded_packets_are_whole_and_their_checksums_right,
+    60,
+    {
+        let mut lab = Lab::new();
+        let (near, far) = (Yard::behind(&lab.left, 1), Yard::behind(&lab.right, 2));
+        lab.left.link = far.routes.clone();
+        lab.right.link = near.routes.clone();
+        let _ends = lab.up();
+        let captures = [&near, &far].map(|yard| Capture::start(&yard.network));
+        let hosts = [Host::of_site(&lab.left), Host::of_site(&lab.right), Host::of_yard(&near), Host::of_yard(&far)];
+        let [left, right, near, far] = &hosts;
+        thread::scope(|scope| {
+            for (from, to) in [(left, far), (far, left), (right, near), (near, right), (near, far), (far, near)] {
+                for family in [0, 1] {
+                    scope.spawn(move || everything(from, to, to.address[family]));
+                }
+            }
+        });
+        for captured in captures.map(Capture::finish) {
+            assert_in_order(&captured);
+        }
+        for host in &hosts {
+            let errors = checksum_errors(host.network);
+            assert!(errors.len() >= 4, "{errors:?}");
+            assert!(errors.iter().all(|(_, count)| *count == 0), "{errors:?}");
+        }
+    }
+);
+
+/// Someone who sends and receives.
+struct Host<'a> {
+    network: &'a NetNs,
+    address: [IpAddr; 2],
+}
+
+impl<'a> Host<'a> {
+    fn of_site(site: &'a Site) -> Self {
+        Self { network: &site.network, address: site.inner }
+    }
+
+    fn of_yard(yard: &'a Yard) -> Self {
+        Self { network: &yard.network, address: yard.address }
+    }
+}
+
+/// TCP, UDP with and without fragments, and ICMP at once.
+fn everything(from: &Host<'_>, to: &Host<'_>, address: IpAddr) {
+    thread::scope(|scope| {
+        scope.spawn(|| stream(from.network, to.network, address, 8 * MB, |_| {}));
+        scope.spawn(|| assert_most_arrive(from, to, address, 1..=1300, 600));
+        scope.spawn(|| assert_most_arrive(from, to, address, 2000..=9000, 60));
+        scope.spawn(|| assert_answered(from.network, address));
+    });
+}
+
+fn assert_most_arrive(from: &Host<'_>, to: &Host<'_>, address: IpAddr, sizes: RangeInclusive<usize>, count: usize) {
+    let arrived = flow(from.network, to.network, address, sizes.clone(), count);
+    println!("{arrived} of {count} datagrams of {sizes:?} bytes to {address}");
+    // Queues are full of TCP, and full queues drop.
+    assert!(arrived > count / 2, "{arrived} of {count} datagrams of {sizes:?} bytes to {address}");
+}
+
+fn assert_answered(network: &NetNs, address: IpAddr) {
+    let ping = || {
+        let mut pinger = Pinger::new(address).unwrap();
+        (0..20).filter(|_| pinger.ping(Duration::from_secs(1)).unwrap().is_some()).count()
+    };
+    let answered = network.run(ping).unwrap();
+    assert!(answered > 10, "{answered} of 20 pings to {address} answered");
+}
+
+fn assert_in_order(captured: &Captured) {
+    let mut census = Census::default();
+    captured.packets.iter().for_each(|packet| census.take(packet));
+    println!("{} packets: {}", captured.packets.len(), census.summary());
+    assert!(captured.complete || !nix::unistd::geteuid().is_root(), "the capture missed packets");
+    assert!(census.longest <= MTU, "a packet of {} bytes", census.longest);
+    for family in [0, 1] {
+        assert!(census.tcp[family] > 1000, "{}", census.summary());
+        assert!(census.udp[family] > 500, "{}", census.summary());
+        assert!(census.icmp[family] > 10, "{}", census.summary());
+        assert!(census.fragments[family] > 100 && census.reassembled[family] > 50, "{}", census.summary());
+    }
+}
+
+scenario!(every_mtu_carries_the_same_bytes, 60, {
+    for mtu in [1280, 1420, 1500, 9000] {
+        let mut lab = Lab::new();
+        for site in [&mut lab.left, &mut lab.right] {
+            site.link = format!("mtu = {mtu}\n");
+            site.set_cable_mtu(mtu + 80);
+        }
+        let (left, _right) = lab.up();
+        for family in [0, 1] {
+            transfer(&lab.left, &lab.right, lab.right.inner[family], 40 * MB, |_| {});
+            transfer(&lab.right, &lab.left, lab.left.inner[family], 40 * MB, |_| {});
+        }
+        assert_eq!(left.status()["drops"]["too_big"], 0);
+    }
+});
+
+scenario!(a_mix_keeps_bytes_and_order, 60, {
+    let lab = Lab::new();
+    let _ends = lab.up();
+    let (left, right) = (&Host::of_site(&lab.left), &Host::of_site(&lab.right));
+    thread::scope(|scope| {
+        for (from, to) in [(left, right), (right, left)] {
+            for address in to.address {
+                for _ in 0..2 {
+                    scope.spawn(move || stream(from.network, to.network, address, 30 * MB, |_| {}));
+                }
+                scope.spawn(move || assert_most_arrive(from, to, address, 8..=60_000, 150));
+                scope.spawn(move || assert_most_arrive(from, to, address, 8..=1400, 1000));
+                scope.spawn(move || assert_most_arrive(from, to, address, 64..=64, 2000));
+                scope.spawn(move || assert_answered(from.network, address));
+            }
+        }
+    });
+});
+
+/// What the application asks for: so many datagrams of this size in one call.
+const SEGMENTS: u64 = 8;
+const SEGMENT: usize = 1200;
+
+scenario!(an_applications_own_udp_segments_arrive_as_it_cut_them, 40, {
+    let lab = Lab::new();
+    let _ends = lab.up();
+    for (from, to) in [(&lab.left, &lab.right), (&lab.right, &lab.left)] {
+        for family in [0, 1] {
+            send_segments(from, to, to.inner[family]);
+        }
+    }
+});
+
+fn send_segments(from: &Site, to: &Site, address: IpAddr) {
+    let receiver = to.network.run(|| UdpSocket::bind((address, 0))).unwrap().unwrap();
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    let any = if address.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
+    let sender = from.network.run(|| UdpSocket::bind(SocketAddr::new(any, 0))).unwrap().unwrap();
+    setsockopt(&sender, UdpGsoSegment, &(SEGMENT as i32)).unwrap();
+    let mut room = vec![0; 1 << 16];
+    for call in 0..100 {
+        // Now and then the last one is shorter.
+        let last = if call % 3 == 0 { 1 + call as usize * 11 } else { SEGMENT };
+        let size = |n| if n + 1 == SEGMENTS { last } else { SEGMENT };
+        let expected: Vec<_> = (0..SEGMENTS)
+            .map(|n| {
+                let mut bytes = datagram(call * SEGMENTS + n, &(SEGMENT..=SEGMENT));
+                bytes.truncate(size(n));
+                bytes
+            })
+            .collect();
+        sender.send_to(&expected.concat(), receiver.local_addr().unwrap()).unwrap();
+        for (n, expected) in expected.iter().enumerate() {
+            let length = receiver.recv(&mut room).unwrap();
+            assert!(room[..length] == expected[..], "call {call}, datagram {n} with {length} bytes");
+        }
+    }
+}
