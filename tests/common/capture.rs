@@ -18,17 +18,13 @@ use super::nic;
 const QUIET: suseconds_t = 100_000;
 const BUFFER: usize = 64 << 20;
 
+/// A packet from its IP header on.
+pub type Packet = Box<[u8]>;
+
 /// A running capture.
 pub struct Capture {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Captured>,
-}
-
-/// What was seen.
-pub struct Captured {
-    pub packets: Vec<Box<[u8]>>,
-    /// Whether nothing was missed. Only root gets a buffer large enough to be sure of it.
-    pub complete: bool,
+    thread: JoinHandle<Vec<Packet>>,
 }
 
 impl Capture {
@@ -36,23 +32,32 @@ impl Capture {
     pub fn start(network: &NetNs) -> Self {
         let open = || socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
         let fd = network.run(open).unwrap().unwrap();
-        if setsockopt(&fd, RcvBufForce, &BUFFER).is_err() {
+        // Only the machine's own root gets a buffer large enough to be sure that nothing is missed.
+        let roomy = setsockopt(&fd, RcvBufForce, &BUFFER).is_ok() || {
             setsockopt(&fd, RcvBuf, &BUFFER).unwrap();
-        }
+            false
+        };
         setsockopt(&fd, ReceiveTimeout, &TimeVal::new(0, QUIET)).unwrap();
         let stop = Arc::<AtomicBool>::default();
         let stopped = stop.clone();
-        Self { stop, thread: thread::spawn(move || record(&fd, &stopped)) }
+        Self {
+            stop,
+            thread: thread::spawn(move || {
+                let packets = record(&fd, &stopped);
+                assert!(!roomy || nic::lost(&fd) == 0, "the capture missed packets");
+                packets
+            }),
+        }
     }
 
     /// Ends when nothing more comes.
-    pub fn finish(self) -> Captured {
+    pub fn finish(self) -> Vec<Packet> {
         self.stop.store(true, Relaxed);
         self.thread.join().unwrap()
     }
 }
 
-fn record(fd: &OwnedFd, stop: &AtomicBool) -> Captured {
+fn record(fd: &OwnedFd, stop: &AtomicBool) -> Vec<Packet> {
     let mut room = vec![0; 1 << 17];
     let mut packets = Vec::new();
     loop {
@@ -64,10 +69,9 @@ fn record(fd: &OwnedFd, stop: &AtomicBool) -> Captured {
                 }
             }
             Ok(_) => {}
-            Err(Errno::EAGAIN) if stop.load(Relaxed) => break,
+            Err(Errno::EAGAIN) if stop.load(Relaxed) => return packets,
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(e) => panic!("capturing: {e}"),
         }
     }
-    Captured { packets, complete: nic::lost(fd) == 0 }
 }

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
 use tieline::sys::netns::NetNs;
 
-/// Bytes on their way at most: what a socket has room for where nothing was configured.
+/// Bytes on their way at most: what a socket has room for where nothing was configured …
 const WINDOW: usize = 100_000;
+/// … each datagram with so many more, for queues count packets as well.
+const OVERHEAD: usize = 1_000;
 /// After so long what is on its way is taken for lost.
 const LOST: Duration = Duration::from_millis(50);
 /// How long the receiver waits for what is late.
@@ -30,7 +32,8 @@ pub fn flow(from: &NetNs, to: &NetNs, address: IpAddr, sizes: RangeInclusive<usi
         for number in 0..count as u64 {
             let datagram = datagram(number, &sizes);
             let since = Instant::now();
-            while on_their_way + datagram.len() > WINDOW + arrived.load(Relaxed) + lost {
+            let cost = datagram.len() + OVERHEAD;
+            while on_their_way + cost > WINDOW + arrived.load(Relaxed) + lost {
                 if since.elapsed() > LOST {
                     lost = on_their_way.saturating_sub(arrived.load(Relaxed));
                 }
@@ -38,7 +41,7 @@ pub fn flow(from: &NetNs, to: &NetNs, address: IpAddr, sizes: RangeInclusive<usi
             }
             // The kernel refuses what it has just learned to be too large; that one is lost like others.
             let _ = sender.send(&datagram);
-            on_their_way += datagram.len();
+            on_their_way += cost;
         }
         over.store(true, Relaxed);
         receiving.join().unwrap()
@@ -67,7 +70,7 @@ fn receive(socket: &UdpSocket, sizes: &RangeInclusive<usize>, arrived: &AtomicUs
         assert!(room[..length] == datagram(number, sizes), "datagram {number} came changed, with {length} bytes");
         next = number + 1;
         count += 1;
-        arrived.fetch_add(length, Relaxed);
+        arrived.fetch_add(length + OVERHEAD, Relaxed);
     }
 }
 

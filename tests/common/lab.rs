@@ -143,12 +143,7 @@ impl Site {
     }
 
     pub fn ping_within(&self, target: IpAddr, patience: Duration) -> Option<Duration> {
-        let started = Instant::now();
-        let ping = || {
-            let mut pinger = Pinger::new(target).unwrap();
-            pinger.until_answered(Duration::from_millis(5), || started.elapsed() < patience)
-        };
-        self.network.run(ping).unwrap().then(|| started.elapsed())
+        ping(&self.network, target, patience)
     }
 
     /// Names of the interfaces there are.
@@ -311,6 +306,16 @@ impl Drop for End<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Pings from a network until it is answered, and says how long that took; `None` if it is not within `patience`.
+pub fn ping(from: &NetNs, target: IpAddr, patience: Duration) -> Option<Duration> {
+    let started = Instant::now();
+    let ping = || {
+        let mut pinger = Pinger::new(target).unwrap();
+        pinger.until_answered(Duration::from_millis(5), || started.elapsed() < patience)
+    };
+    from.run(ping).unwrap().then(|| started.elapsed())
 }
 
 /// Runs `work` in a network with a netlink connection.

@@ -1,5 +1,4 @@
-//! A network behind a site: a host that knows nothing of the link, on a wire that helps with nothing. Whatever crosses it is
-//! a packet of its own and complete.
+//! A network behind a site: a host that knows nothing of the link, and the wire to it.
 
 use std::fs;
 use std::net::IpAddr;
@@ -7,13 +6,22 @@ use std::net::IpAddr;
 use rtnetlink::RouteMessageBuilder;
 use tieline::sys::netns::NetNs;
 
-use super::lab::Site;
+use super::lab::{PATIENCE, Site};
 use super::nic::disable_offloads;
 
 /// The site's end of the wire.
 const GATE: &str = "gate";
 /// The host's.
 const HOST: &str = "host";
+
+/// What crosses between host and site.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// Every offload is off at both ends: packets of their own, and complete.
+    Plain,
+    /// Super-packets and unfinished checksums, as between containers.
+    Offloading,
+}
 
 /// The host, and its network.
 pub struct Yard {
@@ -26,7 +34,7 @@ pub struct Yard {
 
 impl Yard {
     /// Builds it behind `site`, which forwards from now on. `number` goes into its addresses.
-    pub fn behind(site: &Site, number: u8) -> Self {
+    pub fn behind(site: &Site, number: u8, wire: Wire) -> Self {
         let ip = |text: String| text.parse::<IpAddr>().unwrap();
         let addresses = |host: u8| [ip(format!("10.{number}.0.{host}")), ip(format!("fd00:{number}::{host}"))];
         let yard = Self {
@@ -35,17 +43,23 @@ impl Yard {
             gateway: addresses(1),
             routes: format!("routes = [\"10.{number}.0.0/24\", \"fd00:{number}::/64\"]\n"),
         };
-        yard.connect(site);
+        yard.connect(site, wire);
+        // Both ends have found each other before anything is measured.
+        for gateway in yard.gateway {
+            super::lab::ping(&yard.network, gateway, PATIENCE).unwrap();
+        }
         yard
     }
 
-    fn connect(&self, site: &Site) {
+    fn connect(&self, site: &Site, wire: Wire) {
         site.netlink(async |netlink| {
             netlink.create_veth(GATE, HOST).await.unwrap();
             let host = netlink.index(HOST).await.unwrap();
             netlink.set_netns(host, &self.network).await.unwrap();
             let gate = netlink.index(GATE).await.unwrap();
-            disable_offloads(GATE);
+            if wire == Wire::Plain {
+                disable_offloads(GATE);
+            }
             netlink.add_address(gate, self.gateway[0], 24).await.unwrap();
             netlink.add_address(gate, self.gateway[1], 64).await.unwrap();
             netlink.set_up(gate).await.unwrap();
@@ -55,7 +69,9 @@ impl Yard {
         });
         super::lab::netlink(&self.network, async |netlink| {
             let host = netlink.index(HOST).await.unwrap();
-            disable_offloads(HOST);
+            if wire == Wire::Plain {
+                disable_offloads(HOST);
+            }
             netlink.add_address(host, self.address[0], 24).await.unwrap();
             netlink.add_address(host, self.address[1], 64).await.unwrap();
             netlink.set_up(host).await.unwrap();
