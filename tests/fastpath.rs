@@ -6,7 +6,7 @@
 
 mod common;
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::thread;
 use std::time::Duration;
@@ -202,20 +202,25 @@ const SEGMENTS: u64 = 8;
 const SEGMENT: usize = 1200;
 
 scenario!(an_applications_own_udp_segments_arrive_as_it_cut_them, 40, {
-    let lab = Lab::new();
-    let _ends = lab.up();
-    for (from, to) in [(&lab.left, &lab.right), (&lab.right, &lab.left)] {
-        for family in [0, 1] {
-            send_segments(from, to, to.inner[family]);
+    const WITHOUT: [&str; 2] = ["--without", "uso"];
+    for arguments in [[&[][..], &[]], [&WITHOUT, &[]], [&[], &WITHOUT]] {
+        let mut lab = Lab::new();
+        let far = Yard::behind(&lab.right, 2, Wire::Plain);
+        lab.left.link = far.routes.clone();
+        (lab.left.arguments, lab.right.arguments) = (arguments[0].to_vec(), arguments[1].to_vec());
+        let _ends = lab.up();
+        let [left, right, far] = &[Host::of_site(&lab.left), Host::of_site(&lab.right), Host::of_yard(&far)];
+        for (from, to) in [(left, right), (right, left), (left, far)] {
+            to.address.into_iter().for_each(|address| send_segments(from, to, address));
         }
     }
 });
 
-fn send_segments(from: &Site, to: &Site, address: IpAddr) {
+fn send_segments(from: &Host<'_>, to: &Host<'_>, address: IpAddr) {
     let receiver = to.network.run(|| UdpSocket::bind((address, 0))).unwrap().unwrap();
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();
     let any = if address.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
-    let sender = from.network.run(|| UdpSocket::bind(SocketAddr::new(any, 0))).unwrap().unwrap();
+    let sender = from.network.run(|| UdpSocket::bind((any, 0))).unwrap().unwrap();
     setsockopt(&sender, UdpGsoSegment, &(SEGMENT as i32)).unwrap();
     let mut room = vec![0; 1 << 16];
     for call in 0..100 {
