@@ -75,11 +75,12 @@ fn forward(near: Wire, arguments: [&[&'static str]; 2]) {
         }
     });
     captures.into_iter().for_each(|capture| assert_in_order(&capture.finish()));
-    // What was lost was lost before it came to the link, where queues may be full.
+    // Most of what was lost was lost before it came to the link, where queues may be full. On the cable only a socket's buffer
+    // can be, which for an ordinary user is small.
     for (from, to) in [(&left_end, &right_end), (&right_end, &left_end)] {
         let (sent, received) = (packets(from, "tx"), packets(to, "rx"));
         println!("{} sent {sent} packets, {received} arrived", from.site.name);
-        assert!(received <= sent && sent - received <= sent / 20, "{sent} packets sent, {received} arrived");
+        assert!(received <= sent && sent - received <= sent / 5, "{sent} packets sent, {received} arrived");
     }
     for host in &hosts {
         let errors = checksum_errors(host.network);
