@@ -40,7 +40,7 @@ impl Device {
         let head = if self.offloads.vnet_hdr { VNET_HEADER } else { 0 };
         let mut rooms = [IoSliceMut::new(&mut bytes[..head]), IoSliceMut::new(near), IoSliceMut::new(far)];
         let length = loop {
-            match tun::read_vectored(self.fd.as_fd(), &mut rooms) {
+            match tun::read(self.fd.as_fd(), &mut rooms) {
                 Ok(length) => break length,
                 Err(Refused::WouldBlock) => return Ok(None),
                 Err(Refused::Frame(_)) => {} // lost; the next one may do
@@ -65,7 +65,7 @@ impl Device {
             slices[count] = IoSlice::new(piece);
             count += 1;
         }
-        tun::write_vectored(self.fd.as_fd(), &slices[1 - first..count])
+        tun::write(self.fd.as_fd(), &slices[1 - first..count])
     }
 
     /// What it can do.

@@ -183,7 +183,7 @@ impl Outlet {
         let report = match path.and_then(|path| Some((path, self.sockets.get(path.socket)?))) {
             Some((path, socket)) => {
                 let runs = self.batch.runs().map(|(bytes, size)| Run::new(bytes, size));
-                self.sends.send_runs(socket, path.peer, path.local, runs)
+                self.sends.send(socket, path.peer, path.local, runs)
             }
             None => SendReport { failed: self.batch.len(), ..SendReport::default() },
         };

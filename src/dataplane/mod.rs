@@ -143,11 +143,6 @@ impl Dataplane {
         self.egress.push(Command::Update(update));
     }
 
-    /// Has one empty Data datagram sealed and sent.
-    pub fn keepalive(&self) {
-        self.egress(EgressUpdate::Keepalive);
-    }
-
     /// Receives on `socket` too, and sends on it what has a path with `id`. It takes the place of one with that id.
     ///
     /// # Errors

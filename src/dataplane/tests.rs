@@ -332,7 +332,7 @@ fn the_engine_gets_its_share_with_the_path_it_came_by() {
 #[test]
 fn a_keepalive_is_heard_but_is_no_user_packet() {
     let line = Line::local();
-    line.a.dataplane.keepalive();
+    line.a.dataplane.egress(EgressUpdate::Keepalive);
     eventually("heard", || line.b_halves.levels.opened.get() == 1);
     line.b.no_frame();
     for end in [&line.a, &line.b] {

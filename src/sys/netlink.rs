@@ -175,15 +175,6 @@ impl Netlink {
         self.change(message, || format!("setting the largest super-packet of interface {index}")).await
     }
 
-    /// Sets how many packets an interface queues for its reader before it drops.
-    ///
-    /// # Errors
-    /// If the interface is gone or the caller lacks CAP_NET_ADMIN.
-    pub async fn set_txqueuelen(&self, index: u32, packets: u32) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(index).txqueuelen(packets).build();
-        self.change(message, || format!("setting the queue of interface {index}")).await
-    }
-
     /// Brings an interface administratively up.
     ///
     /// # Errors
@@ -191,15 +182,6 @@ impl Netlink {
     pub async fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).up().build();
         self.change(message, || format!("bringing interface {index} up")).await
-    }
-
-    /// Brings an interface administratively down. Its IPv4 routes go with it.
-    ///
-    /// # Errors
-    /// If the interface is gone or the caller lacks CAP_NET_ADMIN.
-    pub async fn set_down(&self, index: u32) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(index).down().build();
-        self.change(message, || format!("bringing interface {index} down")).await
     }
 
     /// Sends a network into an interface, without a next hop, in the main table. `metric` is the route's priority, lower
@@ -218,22 +200,6 @@ impl Netlink {
         let action = || format!("adding route {network}/{prefix_len} to interface {index}");
         let message = route_message(index, network, prefix_len, metric, action)?;
         done(self.handle.route().add(message).execute().await, action)
-    }
-
-    /// Takes back a route made by [`add_route`](Self::add_route).
-    ///
-    /// # Errors
-    /// `ESRCH` if there is none.
-    pub async fn del_route(
-        &self,
-        index: u32,
-        network: IpAddr,
-        prefix_len: u8,
-        metric: Option<u32>,
-    ) -> Result<(), NetlinkError> {
-        let action = || format!("removing route {network}/{prefix_len} from interface {index}");
-        let message = route_message(index, network, prefix_len, metric, action)?;
-        done(self.handle.route().del(message).execute().await, action)
     }
 
     /// The way packets to `peer` would take now. An IPv4-mapped IPv6 address means the IPv4 one.
@@ -416,7 +382,6 @@ mod tests {
             let left = netlink.index("left").await.unwrap();
             let right = netlink.index("right").await.unwrap();
             netlink.set_mtu(left, 1400).await.unwrap();
-            netlink.set_txqueuelen(left, 77).await.unwrap();
             netlink.set_up(left).await.unwrap();
             netlink.set_up(right).await.unwrap();
             for (address, len) in [("10.99.0.1", 30), ("10.98.0.0", 31), ("fd99::1", 126)] {
@@ -436,9 +401,9 @@ mod tests {
             // Without DAD an IPv6 address can be used at once.
             UdpSocket::bind("[fd99::1]:0").unwrap();
 
-            netlink.del_route(left, ip("fd20::"), 48, Some(100)).await.unwrap();
-            let gone = netlink.route_to(ip("fd20::9")).await.unwrap_err();
-            assert!(gone.to_string().starts_with("looking for the route to fd20::9: Network is unreachable"), "{gone}");
+            let nowhere = netlink.route_to(ip("fd21::9")).await.unwrap_err();
+            let said = nowhere.to_string();
+            assert!(said.starts_with("looking for the route to fd21::9: Network is unreachable"), "{said}");
             netlink.del_address(left, ip("fd99::1"), 126).await.unwrap();
             UdpSocket::bind("[fd99::1]:0").unwrap_err();
             netlink.delete_link("left").await.unwrap();

@@ -178,30 +178,18 @@ pub enum Refused {
     Gone(io::Error),
 }
 
-/// Reads one frame and gives its length. A frame longer than `room` is cut to it without a word, so leave more room than
-/// the largest MTU.
+/// Reads one frame, filling one room after the other, and gives its length. A frame longer than all rooms is cut to them
+/// without a word, so leave more room than the largest MTU.
 ///
-/// On a device with virtio headers the header comes first and counts; the largest super-packet takes
-/// [`VNET_HEADER`] + 65,535 bytes.
+/// On a device with virtio headers the header comes first and counts, and may have a room of its own; the largest
+/// super-packet takes [`VNET_HEADER`] + 65,535 bytes.
 ///
 /// # Errors
 /// As [`Refused`] says. `Frame`: the kernel could not describe it, and it is lost; not on a device without virtio
 /// headers.
-pub fn read(tun: BorrowedFd<'_>, room: &mut [u8]) -> Result<usize, Refused> {
-    finish_read(|| nix::unistd::read(tun, room))
-}
-
-/// As [`read`], filling one room after the other: the virtio header may have a place of its own.
-///
-/// # Errors
-/// As [`read`].
-pub fn read_vectored(tun: BorrowedFd<'_>, rooms: &mut [IoSliceMut<'_>]) -> Result<usize, Refused> {
-    finish_read(|| uio::readv(tun, rooms))
-}
-
-fn finish_read(mut read: impl FnMut() -> nix::Result<usize>) -> Result<usize, Refused> {
+pub fn read(tun: BorrowedFd<'_>, rooms: &mut [IoSliceMut<'_>]) -> Result<usize, Refused> {
     loop {
-        match read() {
+        match uio::readv(tun, rooms) {
             Ok(0) => return Err(Refused::Gone(io::ErrorKind::UnexpectedEof.into())),
             Ok(length) => return Ok(length),
             Err(Errno::EINTR) => {}
@@ -214,26 +202,15 @@ fn finish_read(mut read: impl FnMut() -> nix::Result<usize>) -> Result<usize, Re
     }
 }
 
-/// Writes one frame, on a device with virtio headers with its header in front.
-///
-/// # Errors
-/// As [`Refused`] says.
-pub fn write(tun: BorrowedFd<'_>, frame: &[u8]) -> Result<(), Refused> {
-    finish_write(|| nix::unistd::write(tun, frame))
-}
-
-/// Writes one frame whose pieces, the virtio header among them, lie apart: up to 1,024 of them (`UIO_MAXIOV`).
+/// Writes one frame whose pieces, on a device with virtio headers its header first, lie apart: up to 1,024 of them
+/// (`UIO_MAXIOV`).
 ///
 /// # Errors
 /// As [`Refused`] says. `Frame` is also what comes of a virtio header that the kernel does not accept, or too many
 /// pieces: the same bytes can then be written as single packets.
-pub fn write_vectored(tun: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> Result<(), Refused> {
-    finish_write(|| uio::writev(tun, pieces))
-}
-
-fn finish_write(mut write: impl FnMut() -> nix::Result<usize>) -> Result<(), Refused> {
+pub fn write(tun: BorrowedFd<'_>, pieces: &[IoSlice<'_>]) -> Result<(), Refused> {
     loop {
-        match write() {
+        match uio::writev(tun, pieces) {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) => return Err(Refused::WouldBlock),

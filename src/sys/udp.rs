@@ -138,7 +138,7 @@ impl UdpSocket {
     ///
     /// With `gro`, [`ReceiveBatch::receive`] wants rooms for 65,535 bytes, and what it fills them with may be several
     /// datagrams. `segment` is what the kernel knows, not yet what the way to the peer allows: see
-    /// [`SendBatch::send_runs`].
+    /// [`SendBatch::send`].
     pub fn set_offloads(&self, wish: UdpOffloads) -> UdpOffloads {
         // A size of 0 asks for nothing for the socket, only whether the kernel knows the option; each run has its own.
         let segment = wish.segment && self.set_int(libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();

@@ -23,7 +23,7 @@ fn ping_frame(fd: &OwnedFd) -> Vec<u8> {
     socket.send_to(b"hello", "10.9.9.2:9").unwrap();
     let mut room = [0; 2000];
     loop {
-        match read(fd.as_fd(), &mut room) {
+        match read(fd.as_fd(), &mut [IoSliceMut::new(&mut room)]) {
             Ok(length) if room[0] >> 4 == 4 => return room[..length].to_vec(),
             Ok(_) => {} // the interface's own IPv6 chatter
             Err(Refused::WouldBlock) => {
@@ -38,7 +38,7 @@ fn ping_frame(fd: &OwnedFd) -> Vec<u8> {
 fn frames_go_in_and_out_and_the_device_ends_with_its_descriptor() {
     in_own_network(|| {
         let fd = plain("tltest0");
-        assert!(matches!(write(fd.as_fd(), &[0x45; 20]), Err(Refused::Frame(_))), "taken while down");
+        assert!(matches!(write(fd.as_fd(), &[IoSlice::new(&[0x45; 20])]), Err(Refused::Frame(_))), "taken while down");
         let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut fds, 20u8).unwrap(), 0, "a loop would spin while it is down");
         shell("ip addr add 10.9.9.1/30 dev tltest0 && ip link set tltest0 up && ip link set lo up");
@@ -54,9 +54,9 @@ fn frames_go_in_and_out_and_the_device_ends_with_its_descriptor() {
         let socket = std::net::UdpSocket::bind("10.9.9.1:9").unwrap();
         let timeout = Some(std::time::Duration::from_secs(5));
         socket.set_read_timeout(timeout).unwrap();
-        write(fd.as_fd(), &frame).unwrap();
+        write(fd.as_fd(), &[IoSlice::new(&frame)]).unwrap();
         assert_eq!(socket.recv(&mut [0; 10]).unwrap(), 5);
-        assert!(matches!(write(fd.as_fd(), &[0x15; 20]), Err(Refused::Frame(_))), "not IP");
+        assert!(matches!(write(fd.as_fd(), &[IoSlice::new(&[0x15; 20])]), Err(Refused::Frame(_))), "not IP");
 
         assert!(if_nametoindex("tltest0").is_ok());
         drop(fd);
@@ -70,8 +70,8 @@ fn a_deleted_device_is_gone_not_silent() {
         let fd = plain("tltest1");
         shell("ip link set tltest1 up && ip link del tltest1");
         assert_eq!(wait_readable([Some(fd.as_fd())]).unwrap(), 1, "a sleeping loop would not learn of it");
-        assert!(matches!(read(fd.as_fd(), &mut [0; 100]), Err(Refused::Gone(_))));
-        assert!(matches!(write(fd.as_fd(), &[0x45; 20]), Err(Refused::Gone(_))));
+        assert!(matches!(read(fd.as_fd(), &mut [IoSliceMut::new(&mut [0; 100])]), Err(Refused::Gone(_))));
+        assert!(matches!(write(fd.as_fd(), &[IoSlice::new(&[0x45; 20])]), Err(Refused::Gone(_))));
     });
 }
 
@@ -166,7 +166,7 @@ fn mirror(tun: BorrowedFd<'_>, done: &Wake) -> Seen {
     let (mut header, mut frame) = ([0; VNET_HEADER], vec![0; 65_535]);
     let mut seen = Seen::default();
     loop {
-        match read_vectored(tun, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(&mut frame)]) {
+        match read(tun, &mut [IoSliceMut::new(&mut header), IoSliceMut::new(&mut frame)]) {
             Ok(length) => {
                 let frame = &mut frame[..length - VNET_HEADER];
                 let longest = seen.longest.entry(header[1] & 0x7f).or_default();
@@ -179,7 +179,7 @@ fn mirror(tun: BorrowedFd<'_>, done: &Wake) -> Seen {
                 let (first, rest) = frame.split_at(at);
                 let (second, third) = rest.split_at(rest.len() / 2);
                 let pieces = [&header[..], first, second, third].map(IoSlice::new);
-                match write_vectored(tun, &pieces) {
+                match write(tun, &pieces) {
                     Ok(()) | Err(Refused::WouldBlock) => {}
                     // Router solicitations, sent back, are not welcome; the test's own packets are missed if refused.
                     Err(Refused::Frame(_)) => {}
@@ -235,7 +235,7 @@ fn run_of_datagrams(own: &str, far: &str) {
     assert!(near.set_offloads(UdpOffloads::ALL).segment);
     let bytes: Vec<u8> = (0..20_500u32).map(|n| (n % 249) as u8).collect();
     let to = (far.parse::<IpAddr>().unwrap(), there.local_addr().unwrap().port()).into();
-    let report = SendBatch::new(1).send_runs(&near, to, None, std::iter::once(Run::new(&bytes, 1_000)));
+    let report = SendBatch::new(1).send(&near, to, None, std::iter::once(Run::new(&bytes, 1_000)));
     assert_eq!(report.sent, 21, "{report:?}");
     let mut room = [0; 2_000];
     for datagram in bytes.chunks(1_000) {
@@ -305,11 +305,11 @@ fn a_header_the_kernel_does_not_know_costs_its_frame_only() {
         let frame = [0x45; 40];
         header[1] = 0x7f;
         let pieces = [&header[..], &frame].map(IoSlice::new);
-        let refused = write_vectored(tun.as_fd(), &pieces);
+        let refused = write(tun.as_fd(), &pieces);
         assert!(matches!(&refused, Err(Refused::Frame(e)) if e.raw_os_error() == Some(libc::EINVAL)), "{refused:?}");
         let pieces = [&[0; VNET_HEADER][..], &frame].map(IoSlice::new);
-        write_vectored(tun.as_fd(), &pieces).unwrap();
+        write(tun.as_fd(), &pieces).unwrap();
         let many = vec![IoSlice::new(&[0]); 1_025];
-        assert!(matches!(write_vectored(tun.as_fd(), &many), Err(Refused::Frame(_))));
+        assert!(matches!(write(tun.as_fd(), &many), Err(Refused::Frame(_))));
     });
 }

@@ -129,7 +129,7 @@ impl UdpSocket {
     }
 }
 
-/// What became of one batch handed to [`SendBatch::send_runs`].
+/// What became of one batch handed to [`SendBatch::send`].
 #[derive(Debug, Default)]
 pub struct SendReport {
     /// Datagrams the kernel took.
@@ -168,7 +168,7 @@ pub struct SendBatch {
     datagrams: Box<[usize]>,
 }
 
-// SAFETY: the pointers in it are written anew by each `send_runs` and not read after it returns; between calls the memory
+// SAFETY: the pointers in it are written anew by each `send` and not read after it returns; between calls the memory
 // is plain data.
 unsafe impl Send for SendBatch {}
 
@@ -186,17 +186,6 @@ impl SendBatch {
         }
     }
 
-    /// Sends single datagrams, as [`send_runs`](Self::send_runs) does.
-    pub fn send<'a>(
-        &mut self,
-        socket: &UdpSocket,
-        peer: SocketAddr,
-        local: Option<IpAddr>,
-        datagrams: impl Iterator<Item = &'a [u8]> + Clone,
-    ) -> SendReport {
-        self.send_runs(socket, peer, local, datagrams.map(Run::single))
-    }
-
     /// Sends the datagrams of all `runs` to `peer`, in order, from `local` if that is given.
     ///
     /// A run is one message, if `socket` segments ([`UdpSocket::set_offloads`]), or as few as the kernel takes. If it
@@ -207,7 +196,7 @@ impl SendBatch {
     /// batch waits for it, shortly: that holds up the loop, so the queue grows in front of the interface, where
     /// the kernel manages it, and not as loss behind the encryption. `ENOBUFS` names no moment to wait for:
     /// drop. A fault of the path, not of one datagram, drops the rest with it.
-    pub fn send_runs<'a>(
+    pub fn send<'a>(
         &mut self,
         socket: &UdpSocket,
         peer: SocketAddr,
@@ -305,9 +294,9 @@ impl SendBatch {
     fn send_from(&mut self, socket: &UdpSocket, next: usize, count: usize) -> nix::Result<usize> {
         let messages = &mut self.messages[next..count];
         let (fd, length) = (socket.fd.as_raw_fd(), messages.len() as c_uint);
-        // SAFETY: `messages` has `length` headers, all written by `fill`. They point to the header, which `send_runs`
+        // SAFETY: `messages` has `length` headers, all written by `fill`. They point to the header, which `send`
         // keeps until it returns, to pieces and controls, which `self` owns, and by the pieces to the runs' bytes, which
-        // `send_runs` has borrowed; the kernel writes only the `msg_len` of each.
+        // `send` has borrowed; the kernel writes only the `msg_len` of each.
         let sent = unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), length, libc::MSG_DONTWAIT) };
         Errno::result(sent).map(|sent| sent as usize)
     }

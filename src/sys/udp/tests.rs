@@ -32,7 +32,7 @@ fn receive(socket: &UdpSocket, want: usize) -> Vec<(Vec<u8>, Datagram)> {
 }
 
 fn send(from: &UdpSocket, to: SocketAddr, local: Option<IpAddr>, datagrams: &[&[u8]]) -> SendReport {
-    SendBatch::new(8).send(from, to, local, datagrams.iter().copied())
+    SendBatch::new(8).send(from, to, local, datagrams.iter().copied().map(Run::single))
 }
 
 /// Both directions between two sockets, by batch and by single send, pinned to `pin`.
@@ -152,7 +152,7 @@ fn more_than_the_batch_holds_takes_another_call() {
     let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
     let datagrams = [&b"1"[..], b"22", b"", b"4444", b"5"];
     let to = loopback(&b, ip("127.0.0.1"));
-    let report = SendBatch::new(2).send(&a, to, None, datagrams.into_iter());
+    let report = SendBatch::new(2).send(&a, to, None, datagrams.into_iter().map(Run::single));
     assert_eq!((report.sent, report.bytes, report.failed), (5, 8, 0));
     let got: Vec<_> = receive(&b, 5).into_iter().map(|(bytes, _)| bytes).collect();
     assert_eq!(got, datagrams);
@@ -234,7 +234,7 @@ fn runs_cross_whole_with_both_addresses() {
         let (large, small) = (run_bytes(1_453, 40, 7), run_bytes(96, 128, 0));
         let runs = [Run::new(&large, 1_453), Run::single(b"alone"), Run::new(&small, 96)];
         let target = ip(target);
-        let report = SendBatch::new(8).send_runs(&a, loopback(&b, target), pin.map(ip), runs.into_iter());
+        let report = SendBatch::new(8).send(&a, loopback(&b, target), pin.map(ip), runs.into_iter());
         assert!(report.error.is_none(), "{report:?}");
         assert_eq!((report.sent, report.bytes), (41 + 1 + 128, large.len() + 5 + small.len()));
         assert!(a.offloads().segment, "it fell back");
@@ -257,7 +257,7 @@ fn runs_are_single_datagrams_to_who_does_not_ask_for_more() {
     assert_eq!(b.set_offloads(UdpOffloads::NONE), UdpOffloads::NONE);
     let bytes = run_bytes(1_000, 9, 1);
     let to = loopback(&b, ip("127.0.0.1"));
-    assert_eq!(SendBatch::new(8).send_runs(&a, to, None, std::iter::once(Run::new(&bytes, 1_000))).sent, 10);
+    assert_eq!(SendBatch::new(8).send(&a, to, None, std::iter::once(Run::new(&bytes, 1_000))).sent, 10);
     let got = receive(&b, 10);
     assert_eq!(got.iter().map(|(bytes, _)| &bytes[..]).collect::<Vec<_>>(), chunks(&bytes, 1_000));
     assert!(got.iter().all(|(_, datagram)| datagram.segment == datagram.length));
@@ -269,12 +269,8 @@ fn without_offloads_runs_go_one_by_one() {
     assert_eq!(a.set_offloads(UdpOffloads::NONE), UdpOffloads::NONE);
     let bytes = run_bytes(500, 20, 499);
     // More datagrams than the batch has places.
-    let report = SendBatch::new(8).send_runs(
-        &a,
-        loopback(&b, ip("::1")),
-        Some(ip("::1")),
-        std::iter::once(Run::new(&bytes, 500)),
-    );
+    let report =
+        SendBatch::new(8).send(&a, loopback(&b, ip("::1")), Some(ip("::1")), std::iter::once(Run::new(&bytes, 500)));
     assert_eq!((report.sent, report.bytes), (21, bytes.len()));
     let got = receive_runs(&b, 21);
     assert_eq!(got.into_iter().flat_map(|(run, _)| run).collect::<Vec<_>>(), chunks(&bytes, 500));
@@ -288,7 +284,7 @@ fn a_kernel_that_refuses_to_segment_costs_nothing_and_is_not_asked_again() {
     let bytes = run_bytes(700, 90, 3);
     let runs = [Run::single(b"first"), Run::new(&bytes, 700), Run::single(b"last")];
     for _ in 0..2 {
-        let report = SendBatch::new(8).send_runs(&a, loopback(&b, ip("127.0.0.1")), None, runs.into_iter());
+        let report = SendBatch::new(8).send(&a, loopback(&b, ip("127.0.0.1")), None, runs.into_iter());
         assert!(report.error.is_none(), "{report:?}");
         assert_eq!((report.sent, report.bytes), (93, bytes.len() + 9));
         let got: Vec<_> = receive_runs(&b, 93).into_iter().flat_map(|(run, _)| run).collect();
@@ -304,7 +300,7 @@ fn a_kernel_that_takes_fewer_segments_gets_fewer() {
     // To a limit beyond its own this kernel says what an older one says to 128.
     a.run_limit.store(1_000, Ordering::Relaxed);
     let bytes = run_bytes(50, 300, 20);
-    let report = SendBatch::new(2).send_runs(
+    let report = SendBatch::new(2).send(
         &a,
         loopback(&b, ip("127.0.0.1")),
         None,
@@ -323,7 +319,7 @@ fn a_lost_local_address_says_nothing_against_segments() {
     for (target, pin) in [("127.0.0.1", "192.0.2.1"), ("::1", "2001:db8::1")] {
         let runs = [Run::new(&bytes, 100), Run::single(b"x")];
         let to = loopback(&b, ip(target));
-        let report = SendBatch::new(8).send_runs(&a, to, Some(ip(pin)), runs.into_iter());
+        let report = SendBatch::new(8).send(&a, to, Some(ip(pin)), runs.into_iter());
         assert_eq!((report.sent, report.failed), (0, 101), "{report:?}");
         assert!(unpins(report.error.as_ref().unwrap()), "{report:?}");
         assert_eq!(a.run_limit(), MAX_SEGMENTS);
@@ -340,7 +336,7 @@ fn a_run_beyond_the_mtu_is_counted_and_its_neighbours_go() {
             let (fit, exceed) = (1280 - headers, 1281 - headers);
             let (fits, exceeds) = (run_bytes(fit, 10, 9), run_bytes(exceed, 3, exceed));
             let runs = [Run::new(&fits, fit), Run::new(&exceeds, exceed), Run::new(&fits, fit)];
-            let report = SendBatch::new(8).send_runs(&a, loopback(&b, target), None, runs.into_iter());
+            let report = SendBatch::new(8).send(&a, loopback(&b, target), None, runs.into_iter());
             assert_eq!((report.sent, report.too_big, report.failed), (22, 4, 0), "{target}: {report:?}");
             assert_eq!(a.run_limit(), MAX_SEGMENTS);
             let got: Vec<_> = receive_runs(&b, 22).into_iter().flat_map(|(run, _)| run).collect();
@@ -354,7 +350,7 @@ fn a_run_longer_than_its_room_says_so() {
     let (a, b) = fast("127.0.0.1:0", "127.0.0.1:0");
     let bytes = run_bytes(1_000, 5, 0);
     let to = loopback(&b, ip("127.0.0.1"));
-    SendBatch::new(1).send_runs(&a, to, None, std::iter::once(Run::new(&bytes, 1_000)));
+    SendBatch::new(1).send(&a, to, None, std::iter::once(Run::new(&bytes, 1_000)));
     let (got, datagram) = &receive(&b, 1)[0];
     assert_eq!((&got[..], datagram.truncated, datagram.segment), (&bytes[..ROOM], true, 1_000));
 }
@@ -366,7 +362,7 @@ fn the_longest_runs_go_and_longer_ones_in_two() {
         let longest = run_bytes(1_000, 65, 507);
         let longer = run_bytes(9_000, 14, 8_999);
         let runs = [Run::new(&longest, 1_000), Run::new(&longer, 9_000)];
-        let report = SendBatch::new(8).send_runs(&a, loopback(&b, target), None, runs.into_iter());
+        let report = SendBatch::new(8).send(&a, loopback(&b, target), None, runs.into_iter());
         assert_eq!((report.sent, a.run_limit()), (66 + 15, MAX_SEGMENTS), "{report:?}");
         let got: Vec<_> = receive_runs(&b, 81).into_iter().flat_map(|(run, _)| run).collect();
         assert_eq!(got, [chunks(&longest, 1_000), chunks(&longer, 9_000)].concat());
