@@ -171,7 +171,7 @@ impl Driver {
         }
         match event {
             Event::WantSocket => self.open_port(now),
-            Event::UsesSocket(id) => self.use_port(now, id),
+            Event::UsesSocket(id) => self.use_port(id),
             Event::NoAnswer { .. } => self.state.look_again = true,
             _ => {}
         }
@@ -193,12 +193,11 @@ impl Driver {
         }
     }
 
-    /// The line goes over this socket: the others close, and the next cold open goes over it too.
-    fn use_port(&mut self, now: Time, id: SocketId) {
+    /// The line goes over this socket, and so will the engine's next cold open: the others close.
+    fn use_port(&mut self, id: SocketId) {
         for needless in self.ports.take_needless(id) {
             self.dataplane.remove_socket(needless);
         }
-        self.link.handle_socket(now, id);
     }
 
     fn status(&mut self, now: Time) -> String {
