@@ -253,17 +253,6 @@ mod tests {
     use crate::protocol::session::Cipher;
     use crate::protocol::{Path as LinkPath, SocketId};
 
-    const EMPTY: link::Status = link::Status {
-        state: LinkState::Down,
-        since: Time(0),
-        session: None,
-        path: None,
-        rtt: None,
-        jitter: None,
-        tx_loss: None,
-        rx_loss: None,
-    };
-
     fn identity() -> Identity {
         Identity { name: "hq".into(), interface: "tl0".into(), peer: "tlpub1…".into() }
     }
@@ -354,7 +343,7 @@ mod tests {
     #[test]
     fn what_is_not_known_is_null() {
         let drops = LinkDrops::default();
-        let status = Moment { mtu: None, ..moment(EMPTY, &drops) }.show(&identity(), None);
+        let status = Moment { mtu: None, ..moment(link::Status::FRESH, &drops) }.show(&identity(), None);
         let json: serde_json::Value = serde_json::from_str(&status.to_json()).unwrap();
         for field in ["/since", "/peer/endpoint", "/session", "/path/mtu", "/path/rtt_ms", "/path/tx/loss_ratio"] {
             assert_eq!(json.pointer(field), Some(&serde_json::Value::Null), "{field}");
@@ -365,7 +354,7 @@ mod tests {
     #[test]
     fn a_document_with_more_fields_is_read_too() {
         let drops = LinkDrops::default();
-        let status = moment(EMPTY, &drops).show(&identity(), None);
+        let status = moment(link::Status::FRESH, &drops).show(&identity(), None);
         let later = status.to_json().replacen('{', r#"{ "history": [1, 2], "#, 1);
         assert_eq!(serde_json::from_str::<Status>(&later).unwrap(), status);
     }

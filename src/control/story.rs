@@ -241,17 +241,6 @@ mod tests {
     use crate::protocol::session::Cipher;
     use crate::protocol::{Path, SocketId};
 
-    const STATUS: Status = Status {
-        state: State::Down,
-        since: Time(0),
-        session: None,
-        path: None,
-        rtt: None,
-        jitter: None,
-        tx_loss: None,
-        rx_loss: None,
-    };
-
     fn at(seconds: u64) -> Time {
         Time(seconds * 1_000_000_000)
     }
@@ -268,17 +257,17 @@ mod tests {
         let session = SessionStatus { cipher: Cipher::Aes256Gcm, post_quantum: true, epoch: 2, established: Time(0) };
         let path = Path { socket: SocketId(0), local: None, peer: peer() };
         let rtt = Some(Duration::from_micros(12_140));
-        Status { state: State::Up, session: Some(session), path: Some(path), rtt, ..STATUS }
+        Status { state: State::Up, session: Some(session), path: Some(path), rtt, ..Status::FRESH }
     }
 
     #[test]
     fn a_link_comes_and_goes() {
         let mut story = Story::default();
         let connecting = Event::Connecting { addresses: vec![peer()] };
-        assert_eq!(text(story.tell(at(1), &connecting, &STATUS)), "INFO connecting to 203.0.113.7:7311");
-        assert_eq!(text(story.tell(at(7), &connecting, &STATUS)), "DEBUG connecting to 203.0.113.7:7311");
+        assert_eq!(text(story.tell(at(1), &connecting, &Status::FRESH)), "INFO connecting to 203.0.113.7:7311");
+        assert_eq!(text(story.tell(at(7), &connecting, &Status::FRESH)), "DEBUG connecting to 203.0.113.7:7311");
         let event = Event::State { state: State::Init, cause: None };
-        assert_eq!(story.tell(at(7), &event, &STATUS), None);
+        assert_eq!(story.tell(at(7), &event, &Status::FRESH), None);
         let event = Event::State { state: State::Up, cause: None };
         let now = at(7) + Duration::from_millis(41);
         assert_eq!(
@@ -288,12 +277,12 @@ mod tests {
         let silence = DownCause::Silence(Duration::from_secs(3));
         let event = Event::State { state: State::Down, cause: Some(silence) };
         assert_eq!(
-            text(story.tell(at(9), &event, &STATUS)),
+            text(story.tell(at(9), &event, &Status::FRESH)),
             "WARN peer gone: nothing heard for 3 s (3 missed reports)"
         );
-        assert_eq!(text(story.tell(at(10), &connecting, &STATUS)), "INFO connecting to 203.0.113.7:7311");
+        assert_eq!(text(story.tell(at(10), &connecting, &Status::FRESH)), "INFO connecting to 203.0.113.7:7311");
         let event = Event::State { state: State::Down, cause: Some(DownCause::Goodbye) };
-        assert_eq!(text(story.tell(at(20), &event, &STATUS)), "WARN peer said goodbye");
+        assert_eq!(text(story.tell(at(20), &event, &Status::FRESH)), "WARN peer said goodbye");
     }
 
     #[test]
@@ -311,7 +300,7 @@ mod tests {
         let mut heard = Vec::new();
         for second in 0..180 {
             for event in [&silence, &stranger, &Event::CryptoFailed] {
-                heard.extend(story.tell(at(second), event, &STATUS).map(|line| (second, line.level)));
+                heard.extend(story.tell(at(second), event, &Status::FRESH).map(|line| (second, line.level)));
             }
         }
         let minute = |s| [(s, Level::WARN), (s, Level::WARN), (s, Level::ERROR)];
@@ -321,24 +310,24 @@ mod tests {
     #[test]
     fn silence_names_its_likely_causes() {
         let event = Event::NoAnswer { addresses: vec![peer()], knocks: 4, challenged: false };
-        let line = text(Story::default().tell(at(0), &event, &STATUS));
+        let line = text(Story::default().tell(at(0), &event, &Status::FRESH));
         for words in ["203.0.113.7:7311", "4 knocks", "wrong address", "UDP blocked", "not running", "public keys"] {
             assert!(line.contains(words), "{words}: {line}");
         }
-        let line = text(Story::default().tell(at(0), &Event::Stranger(peer()), &STATUS));
+        let line = text(Story::default().tell(at(0), &Event::Stranger(peer()), &Status::FRESH));
         assert!(line.contains("source 203.0.113.7:7311") && line.contains("public keys"), "{line}");
     }
 
     #[test]
     fn an_answer_that_does_not_open_is_not_called_silence_too() {
         let mut story = Story::default();
-        story.tell(at(0), &Event::Connecting { addresses: vec![peer()] }, &STATUS);
-        let line = text(story.tell(at(0), &Event::PresharedKeysDiffer, &STATUS));
+        story.tell(at(0), &Event::Connecting { addresses: vec![peer()] }, &Status::FRESH);
+        let line = text(story.tell(at(0), &Event::PresharedKeysDiffer, &Status::FRESH));
         assert!(line.starts_with("WARN the preshared keys of the two ends differ"), "{line}");
         let silence = Event::NoAnswer { addresses: vec![peer()], knocks: 0, challenged: true };
-        assert_eq!(story.tell(at(5), &silence, &STATUS), None);
-        story.tell(at(6), &Event::Connecting { addresses: vec![peer()] }, &STATUS);
-        assert!(text(story.tell(at(11), &silence, &STATUS)).contains("answered a knock"));
+        assert_eq!(story.tell(at(5), &silence, &Status::FRESH), None);
+        story.tell(at(6), &Event::Connecting { addresses: vec![peer()] }, &Status::FRESH);
+        assert!(text(story.tell(at(11), &silence, &Status::FRESH)).contains("answered a knock"));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{setsockopt, sockopt::RcvBuf};
 use tieline::sys::netns::NetNs;
 
+use super::transfer::SplitMix;
+
 /// Bytes on their way at most: what a socket has room for where nothing was configured …
 const WINDOW: usize = 100_000;
 /// … each datagram with so many more, for queues count packets as well.
@@ -76,17 +78,9 @@ fn receive(socket: &UdpSocket, sizes: &RangeInclusive<usize>, arrived: &AtomicUs
 
 /// The datagram of this number: it begins with it, and its size and every byte follow from it.
 pub fn datagram(number: u64, sizes: &RangeInclusive<usize>) -> Vec<u8> {
-    let mut state = number;
-    // SplitMix64.
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let size = (sizes.start() + next() as usize % (sizes.end() - sizes.start() + 1)).max(8);
-    let mut bytes: Vec<_> = (0..size.div_ceil(8)).flat_map(|_| next().to_le_bytes()).collect();
+    let mut numbers = SplitMix(number);
+    let size = (sizes.start() + numbers.next().unwrap() as usize % (sizes.end() - sizes.start() + 1)).max(8);
+    let mut bytes: Vec<_> = numbers.take(size.div_ceil(8)).flat_map(u64::to_le_bytes).collect();
     bytes.truncate(size);
     bytes[..8].copy_from_slice(&number.to_le_bytes());
     bytes

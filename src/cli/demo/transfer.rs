@@ -165,17 +165,24 @@ impl Counting {
     }
 }
 
-/// A block no two stretches of which look alike (SplitMix64).
-fn pattern() -> Vec<u8> {
-    let mut state = 0x7465_6c69_6e65_u64;
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
+/// Numbers that follow from the first and look alike nowhere: SplitMix64, which is enough where nobody attacks.
+pub struct SplitMix(pub u64);
+
+impl Iterator for SplitMix {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    (0..BLOCK / 8).flat_map(|_| next().to_le_bytes()).collect()
+        Some(z ^ (z >> 31))
+    }
+}
+
+/// A block no two stretches of which look alike.
+fn pattern() -> Vec<u8> {
+    SplitMix(0x7465_6c69_6e65).take(BLOCK / 8).flat_map(u64::to_le_bytes).collect()
 }
 
 #[cfg(test)]

@@ -142,6 +142,21 @@ pub struct Status {
     pub rx_loss: Option<f64>,
 }
 
+#[cfg(test)]
+impl Status {
+    /// That of a link that has just been set up at time 0: what tests of those who show it begin with.
+    pub(crate) const FRESH: Status = Status {
+        state: State::Down,
+        since: Time(0),
+        session: None,
+        path: None,
+        rtt: None,
+        jitter: None,
+        tx_loss: None,
+        rx_loss: None,
+    };
+}
+
 /// Whether the data lane is idle: what it had sealed when last looked at, the empty datagram asked for then included.
 struct Keepalive {
     checked: Time,
