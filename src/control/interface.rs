@@ -21,6 +21,10 @@ const USUAL_MTU: u32 = 1_500;
 const MIN_MTU: u32 = 1_280;
 /// The largest packet the link carries.
 const MAX_MTU: u32 = 9_000;
+/// Packets that may wait to be sent into the link: what half a million a second leave within 4 ms, the longest tick of
+/// the scheduler's clock (CONFIG_HZ=250), for so long the egress loop may have to wait for a processor. The kernel's 500 lose
+/// packets at a third of the rate the loop can keep up with (`docs/PERFORMANCE.md`).
+const QUEUE: u32 = 2_000;
 /// The way to the peer is looked at this often: its route may have changed.
 const REFRESH: Duration = Duration::from_secs(60);
 
@@ -52,6 +56,7 @@ pub(super) async fn create(
     };
     netlink.set_mtu(index, mtu).await?;
     set_longest(netlink, index, mtu).await;
+    netlink.set_queue_length(index, QUEUE).await?;
     for address in &config.addresses {
         netlink.add_address(index, address.addr(), address.prefix_len()).await?;
     }

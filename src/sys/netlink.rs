@@ -175,6 +175,16 @@ impl Netlink {
         self.change(message, || format!("setting the largest super-packet of interface {index}")).await
     }
 
+    /// Sets how many packets, or super-packets, may wait on an interface; what comes when it is full is dropped.
+    ///
+    /// # Errors
+    /// If the interface is gone or the caller lacks CAP_NET_ADMIN.
+    pub async fn set_queue_length(&self, index: u32, packets: u32) -> Result<(), NetlinkError> {
+        let message =
+            LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::TxQueueLen(packets)).build();
+        self.change(message, || format!("setting the queue length of interface {index}")).await
+    }
+
     /// Brings an interface administratively up.
     ///
     /// # Errors
