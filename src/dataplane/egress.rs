@@ -1,16 +1,16 @@
 //! From the interface to the wire: read until the device is empty, cut, seal, send in runs. Never a timer to fill a batch.
 
 use super::device::Device;
-use super::handoff::{Command, Handoff};
+use super::handoff::{Handoff, Inbox};
 use super::mailbox::Outbox;
-use super::sockets::Sockets;
-use super::{BATCH, LAYOUT, Traffic};
+use super::turns::{Turn, Turns};
+use super::{BATCH, LAYOUT, Seal, Traffic};
 use crate::packet::Batch;
 use crate::packet::split::{self, Checksums, Plan, Refused, Taken};
 use crate::protocol::constants::MIN_TRANSPORT;
 use crate::protocol::levels::Levels;
 use crate::protocol::wire::data_flags;
-use crate::protocol::{EgressUpdate, Path, Sender};
+use crate::protocol::{EgressUpdate, Path};
 use crate::sys::udp::{self, Run, SendBatch, SendReport};
 use crate::sys::wake::wait_readable;
 use std::io;
@@ -25,23 +25,25 @@ const NEAR: usize = 2_048;
 /// The most bytes of a super-packet.
 const SUPER_PACKET: usize = 1 << 16;
 
+/// What the loop waits for: the device, and commands.
+const FRAMES: u32 = 0b01;
+const COMMANDS: u32 = 0b10;
+
 /// All the egress loop owns.
-pub(super) struct Egress {
+pub(super) struct Egress<S> {
     device: Arc<Device>,
     /// A frame that is to be cut, or longer than [`NEAR`].
     staging: Box<[u8]>,
-    outlet: Outlet,
+    outlet: Outlet<S>,
 }
 
 /// What comes after reading: the batch, sealed and sent.
-struct Outlet {
-    sender: Sender,
-    sockets: Sockets,
+struct Outlet<S> {
+    sender: S,
+    inbox: Inbox<EgressUpdate>,
     /// Each datagram with the flags it is sealed with.
     batch: Batch<u8>,
     sends: SendBatch,
-    handoff: Arc<Handoff<EgressUpdate>>,
-    taken: Vec<Command<EgressUpdate>>,
     levels: Arc<Levels>,
     traffic: Arc<Traffic>,
     outbox: Outbox,
@@ -49,10 +51,10 @@ struct Outlet {
     blamed: bool,
 }
 
-impl Egress {
+impl<S: Seal> Egress<S> {
     pub(super) fn new(
         device: Arc<Device>,
-        sender: Sender,
+        sender: S,
         handoff: Arc<Handoff<EgressUpdate>>,
         levels: Arc<Levels>,
         traffic: Arc<Traffic>,
@@ -60,11 +62,9 @@ impl Egress {
     ) -> Self {
         let outlet = Outlet {
             sender,
-            sockets: Sockets::default(),
+            inbox: Inbox::new(handoff),
             batch: Batch::new(LAYOUT),
             sends: SendBatch::new(BATCH),
-            handoff,
-            taken: Vec::new(),
             levels,
             traffic,
             outbox,
@@ -73,32 +73,16 @@ impl Egress {
         Egress { device, staging: vec![0; NEAR + SUPER_PACKET].into(), outlet }
     }
 
-    /// The loop. It ends when told to, or with the error that leaves nothing to do: the device is gone.
-    pub(super) fn run(mut self) -> io::Result<()> {
-        loop {
-            let flow = if self.wait()? { self.read_frames()? } else { ControlFlow::Continue(()) };
-            if flow.is_break() || self.outlet.flush().is_break() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Sleeps until there is something to do, and says whether the device has frames.
-    fn wait(&self) -> io::Result<bool> {
-        let ready = wait_readable([Some(self.device.as_fd()), Some(self.outlet.handoff.as_fd())])?;
-        if ready & 0b10 != 0 {
-            self.outlet.handoff.still();
-        }
-        Ok(ready & 0b01 != 0)
-    }
-
-    /// Reads until the device is empty or the batch is full. A run of segments goes out as soon as it is cut.
-    fn read_frames(&mut self) -> io::Result<ControlFlow<()>> {
+    /// Reads until the device is empty or the batch is full, and says whether there was anything. A run of segments goes
+    /// out as soon as it is cut.
+    fn read_frames(&mut self) -> io::Result<ControlFlow<(), bool>> {
+        let mut any = false;
         loop {
             let checksums = self.outlet.checksums();
             let Some(room) = self.outlet.batch.room() else { break };
             let near = &mut room[..NEAR];
             let Some(frame) = self.device.read(near, &mut self.staging[NEAR..])? else { break };
+            any = true;
             let in_place = frame.length <= NEAR && frame.header.gso.is_none();
             if !in_place {
                 self.staging[..NEAR].copy_from_slice(near);
@@ -120,7 +104,26 @@ impl Egress {
                 Err(Refused::TooBig) => self.outlet.levels.drops.too_big.bump(),
             }
         }
-        Ok(ControlFlow::Continue(()))
+        Ok(ControlFlow::Continue(any))
+    }
+}
+
+impl<S: Seal> Turns for Egress<S> {
+    fn wait(&mut self) -> io::Result<u32> {
+        let ready = wait_readable([Some(self.device.as_fd()), Some(self.outlet.inbox.as_fd())])?;
+        if ready & COMMANDS != 0 {
+            self.outlet.inbox.still();
+        }
+        Ok(ready)
+    }
+
+    fn turn(&mut self, ready: u32) -> io::Result<Turn> {
+        let read = if ready & FRAMES != 0 { self.read_frames()? } else { ControlFlow::Continue(false) };
+        Ok(match (read, self.outlet.flush()) {
+            (ControlFlow::Continue(true), ControlFlow::Continue(())) => Turn::Busy,
+            (ControlFlow::Continue(false), ControlFlow::Continue(())) => Turn::Idle,
+            _ => Turn::Stop,
+        })
     }
 }
 
@@ -129,7 +132,7 @@ fn flags(partial: bool) -> u8 {
     if partial { data_flags::PARTIAL_CHECKSUM } else { 0 }
 }
 
-impl Outlet {
+impl<S: Seal> Outlet<S> {
     /// What becomes of inner checksums under the session in use.
     fn checksums(&self) -> Checksums {
         if self.sender.partial_checksum() { Checksums::Partial } else { Checksums::Full }
@@ -155,19 +158,10 @@ impl Outlet {
     }
 
     fn take_updates(&mut self) -> ControlFlow<()> {
-        self.handoff.take(&mut self.taken);
-        for command in self.taken.drain(..) {
-            match command {
-                Command::Update(update) => {
-                    self.sender.apply(update);
-                    self.blamed = false;
-                }
-                // The control side's table of the same size took it, so there is room.
-                Command::Open(id, socket) => drop(self.sockets.open(id, socket)),
-                Command::Close(id) => self.sockets.close(id),
-                Command::Stop => return ControlFlow::Break(()),
-            }
-        }
+        self.inbox.take(|update| {
+            self.sender.apply(update);
+            self.blamed = false;
+        })?;
         if self.sender.take_keepalive() {
             self.send_keepalive();
         }
@@ -180,7 +174,7 @@ impl Outlet {
             return;
         }
         let path = self.sender.path();
-        let report = match path.and_then(|path| Some((path, self.sockets.get(path.socket)?))) {
+        let report = match path.and_then(|path| Some((path, self.inbox.sockets.get(path.socket)?))) {
             Some((path, socket)) => {
                 let runs = self.batch.runs().map(|(bytes, size)| Run::new(bytes, size));
                 self.sends.send(socket, path.peer, path.local, runs)
@@ -205,7 +199,7 @@ impl Outlet {
             return;
         }
         let Some(path) = self.sender.path() else { return };
-        let Some(socket) = self.sockets.get(path.socket) else { return };
+        let Some(socket) = self.inbox.sockets.get(path.socket) else { return };
         let sent = socket.send_to(&datagram, path.peer, path.local);
         self.sender.handed_over();
         if let Err(error) = sent {

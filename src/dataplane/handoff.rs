@@ -3,11 +3,13 @@
 //! A loop looks at one flag in each batch, and only when it is set takes the lock. The bell ends its sleep, so that
 //! a replaced key is dropped on an idle line too.
 
+use super::sockets::Sockets;
 use crate::protocol::SocketId;
 use crate::sys::udp::UdpSocket;
 use crate::sys::wake::Wake;
 use std::io;
 use std::mem;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -76,6 +78,45 @@ impl<U> Handoff<U> {
 impl<U> AsFd for Handoff<U> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
+    }
+}
+
+/// A loop's end of a [`Handoff`], with the sockets it was told of.
+pub(super) struct Inbox<U> {
+    handoff: Arc<Handoff<U>>,
+    taken: Vec<Command<U>>,
+    pub(super) sockets: Sockets,
+}
+
+impl<U> Inbox<U> {
+    pub(super) fn new(handoff: Arc<Handoff<U>>) -> Self {
+        Inbox { handoff, taken: Vec::new(), sockets: Sockets::default() }
+    }
+
+    /// Follows all commands left so far, in order, giving `apply` the updates. Breaks when told to end.
+    pub(super) fn take(&mut self, mut apply: impl FnMut(U)) -> ControlFlow<()> {
+        self.handoff.take(&mut self.taken);
+        for command in self.taken.drain(..) {
+            match command {
+                Command::Update(update) => apply(update),
+                // The control side's table of the same size took it, so there is room.
+                Command::Open(id, socket) => drop(self.sockets.open(id, socket)),
+                Command::Close(id) => self.sockets.close(id),
+                Command::Stop => return ControlFlow::Break(()),
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// As [`Handoff::still`].
+    pub(super) fn still(&self) {
+        self.handoff.still();
+    }
+}
+
+impl<U> AsFd for Inbox<U> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handoff.as_fd()
     }
 }
 

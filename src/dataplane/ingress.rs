@@ -1,16 +1,18 @@
 //! From the wire to the interface: one receive, open in place, merge, write; the engine's share goes to its mailbox.
 
-use super::Traffic;
 use super::device::{Device, PIECES};
-use super::handoff::{Command, Handoff};
+use super::handoff::{Handoff, Inbox};
 use super::mailbox::Outbox;
-use super::sockets::{self, Sockets};
+use super::sockets;
+use super::turns::{Turn, Turns};
+use super::{Open, Traffic};
 use crate::packet::merge::{Limits, Merger, Write};
 use crate::protocol::constants::{HEADER, TAG};
 use crate::protocol::levels::Levels;
 use crate::protocol::wire::data_flags;
-use crate::protocol::{IngressUpdate, Path, Received, Receiver, SocketId, Time};
+use crate::protocol::{IngressUpdate, Path, Received, SocketId, Time};
 use crate::sys::clock::boottime_ns;
+use crate::sys::offloads::TunOffloads;
 use crate::sys::tun::Refused;
 use crate::sys::udp::{self, ReceiveBatch, UdpSocket};
 use crate::sys::wake::wait_readable;
@@ -18,6 +20,7 @@ use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use tracing::warn;
 
 /// Messages taken in one receive call: with coalescing each may be a run of up to 64 KB, without it a datagram.
 const ROOMS: usize = 16;
@@ -27,25 +30,23 @@ const ROOM: usize = 1 << 16;
 const PACKETS: usize = 1_024;
 
 /// All the ingress loop owns.
-pub(super) struct Ingress {
+pub(super) struct Ingress<O> {
     device: Arc<Device>,
-    receiver: Receiver,
-    sockets: Sockets,
+    receiver: O,
+    inbox: Inbox<IngressUpdate>,
     /// [`ROOMS`] rooms, one after the other.
     buffer: Box<[u8]>,
     receives: ReceiveBatch,
     merger: Merger,
-    handoff: Arc<Handoff<IngressUpdate>>,
-    taken: Vec<Command<IngressUpdate>>,
     levels: Arc<Levels>,
     traffic: Arc<Traffic>,
     outbox: Outbox,
 }
 
-impl Ingress {
+impl<O: Open> Ingress<O> {
     pub(super) fn new(
         device: Arc<Device>,
-        receiver: Receiver,
+        receiver: O,
         handoff: Arc<Handoff<IngressUpdate>>,
         levels: Arc<Levels>,
         traffic: Arc<Traffic>,
@@ -55,74 +56,44 @@ impl Ingress {
             merger: Merger::new(limits(&device), PACKETS),
             device,
             receiver,
-            sockets: Sockets::default(),
+            inbox: Inbox::new(handoff),
             buffer: vec![0; ROOMS * ROOM].into(),
             receives: ReceiveBatch::new(ROOMS),
-            handoff,
-            taken: Vec::new(),
             levels,
             traffic,
             outbox,
         }
     }
 
-    /// The loop. It ends when told to, or with the error that leaves nothing to do: the device is gone.
-    pub(super) fn run(mut self) -> io::Result<()> {
-        loop {
-            let ready = self.wait()?;
-            for n in (0..sockets::MAX).filter(|n| ready & (1 << n) != 0) {
-                // A table that changed since only means another socket that may be empty.
-                let Some((id, socket)) = self.sockets.at(n).cloned() else { continue };
-                self.receive(&socket)?;
-                if self.take_updates().is_break() {
-                    return Ok(());
-                }
-                self.open(id)?;
-                self.write()?;
-            }
-            if self.take_updates().is_break() {
-                return Ok(());
-            }
+    /// Takes one batch from the n-th socket to the interface, and says whether there was one.
+    fn serve(&mut self, n: usize) -> io::Result<Turn> {
+        // A table that changed since only means another socket that may be empty.
+        let Some((id, socket)) = self.inbox.sockets.at(n).cloned() else { return Ok(Turn::Idle) };
+        let filled = self.receive(&socket)?;
+        if self.take_updates().is_break() {
+            return Ok(Turn::Stop);
         }
+        self.open(id)?;
+        self.write()?;
+        Ok(if filled { Turn::Busy } else { Turn::Idle })
     }
 
-    /// Sleeps until there is something to do, and says which sockets have datagrams: bit n for the n-th.
-    fn wait(&self) -> io::Result<u32> {
-        let mut fds = [None; sockets::MAX + 1];
-        for (n, fd) in fds[..sockets::MAX].iter_mut().enumerate() {
-            *fd = self.sockets.at(n).map(|(_, socket)| socket.as_fd());
-        }
-        fds[sockets::MAX] = Some(self.handoff.as_fd());
-        let ready = wait_readable(fds)?;
-        if ready & (1 << sockets::MAX) != 0 {
-            self.handoff.still();
-        }
-        Ok(ready)
-    }
-
-    /// Fills the rooms from one socket. An error that is not the socket's end is no evidence of anything: it is counted.
-    fn receive(&mut self, socket: &UdpSocket) -> io::Result<()> {
+    /// Fills the rooms from one socket, and says whether there was anything. An error that is not the socket's end is no
+    /// evidence of anything: it is counted.
+    fn receive(&mut self, socket: &UdpSocket) -> io::Result<bool> {
         match self.receives.receive(socket, self.buffer.chunks_exact_mut(ROOM)) {
-            Ok(_) => {}
-            Err(error) if udp::is_fatal(&error) => return Err(error),
-            Err(_) => self.traffic.errors.add(1),
+            Ok(filled) => Ok(filled > 0),
+            Err(error) if udp::is_fatal(&error) => Err(error),
+            Err(_) => {
+                self.traffic.errors.add(1);
+                Ok(false)
+            }
         }
-        Ok(())
     }
 
     /// Taken between receiving and opening: keys installed before a datagram was asked for are there when it comes.
     fn take_updates(&mut self) -> ControlFlow<()> {
-        self.handoff.take(&mut self.taken);
-        for command in self.taken.drain(..) {
-            match command {
-                Command::Update(update) => self.receiver.apply(update),
-                // The control side's table of the same size took it, so there is room.
-                Command::Open(id, socket) => drop(self.sockets.open(id, socket)),
-                Command::Close(id) => self.sockets.close(id),
-                Command::Stop => return ControlFlow::Break(()),
-            }
-        }
-        ControlFlow::Continue(())
+        self.inbox.take(|update| self.receiver.apply(update))
     }
 
     /// Opens every datagram of the batch and sorts what is in it: frames to the merger, the rest to the mailbox.
@@ -165,22 +136,48 @@ impl Ingress {
     /// Writes what the merger made of the batch's frames.
     fn write(&mut self) -> io::Result<()> {
         self.merger.finish(&mut self.buffer);
-        let (mut packets, mut bytes) = (0, 0);
-        for write in self.merger.writes() {
-            match deliver(&self.device, &self.buffer, &write) {
-                Ok(()) => {
-                    packets += write.packets();
-                    bytes += write.length();
-                }
-                Err(Refused::Gone(error)) => return Err(error),
-                // The interface is down, or the kernel out of memory: as on any wire, the frame is lost.
-                Err(Refused::WouldBlock | Refused::Frame(_)) => self.traffic.errors.add(write.packets() as u64),
+        let (device, buffer) = (&self.device, &self.buffer);
+        let delivered = deliver(self.merger.writes(), |write| {
+            device.write(&write.header(), write.parts().map(|part| &buffer[part]))
+        })?;
+        self.merger.clear();
+        self.traffic.packets.add(delivered.packets as u64);
+        self.traffic.bytes.add(delivered.bytes as u64);
+        self.traffic.errors.add(delivered.lost as u64);
+        if delivered.unmergeable {
+            warn!("the kernel does not take merged packets; from now on each is written alone, which is slower");
+            self.merger = Merger::new(Limits { segments: 1, ..Limits::default() }, PACKETS);
+        }
+        Ok(())
+    }
+}
+
+impl<O: Open> Turns for Ingress<O> {
+    /// Bit n says that the n-th socket has datagrams.
+    fn wait(&mut self) -> io::Result<u32> {
+        let mut fds = [None; sockets::MAX + 1];
+        for (n, fd) in fds[..sockets::MAX].iter_mut().enumerate() {
+            *fd = self.inbox.sockets.at(n).map(|(_, socket)| socket.as_fd());
+        }
+        fds[sockets::MAX] = Some(self.inbox.as_fd());
+        let ready = wait_readable(fds)?;
+        if ready & (1 << sockets::MAX) != 0 {
+            self.inbox.still();
+        }
+        Ok(ready)
+    }
+
+    fn turn(&mut self, ready: u32) -> io::Result<Turn> {
+        let mut turn = Turn::Idle;
+        for n in (0..sockets::MAX).filter(|n| ready & (1 << n) != 0) {
+            match self.serve(n)? {
+                Turn::Idle => {}
+                Turn::Busy => turn = Turn::Busy,
+                Turn::Stop => return Ok(Turn::Stop),
             }
         }
-        self.merger.clear();
-        self.traffic.packets.add(packets as u64);
-        self.traffic.bytes.add(bytes as u64);
-        Ok(())
+        // Also when only the bell rang.
+        Ok(if self.take_updates().is_break() { Turn::Stop } else { turn })
     }
 }
 
@@ -189,13 +186,90 @@ fn plaintext(datagram: Range<usize>) -> Range<usize> {
     datagram.start + HEADER..datagram.end - TAG
 }
 
-fn deliver(device: &Device, buffer: &[u8], write: &Write<'_>) -> Result<(), Refused> {
-    device.write(&write.header(), write.parts().map(|part| &buffer[part]))
+/// What became of the frames of a batch.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Delivered {
+    packets: usize,
+    bytes: usize,
+    /// Packets the device did not take.
+    lost: usize,
+    /// Whether it refused merged packets for being merged.
+    unmergeable: bool,
 }
+
+/// Gives the writes to `put`, one after the other. Only the end of the device is an error.
+fn deliver<'a>(
+    writes: impl Iterator<Item = Write<'a>>,
+    mut put: impl FnMut(&Write<'_>) -> Result<(), Refused>,
+) -> io::Result<Delivered> {
+    let mut delivered = Delivered::default();
+    for write in writes {
+        match put(&write) {
+            Ok(()) => {
+                delivered.packets += write.packets();
+                delivered.bytes += write.length();
+            }
+            Err(Refused::Gone(error)) => return Err(error),
+            // The interface is down, or the kernel out of memory: as on any wire, the frame is lost.
+            Err(Refused::WouldBlock) => delivered.lost += write.packets(),
+            Err(Refused::Frame(error)) => {
+                delivered.lost += write.packets();
+                delivered.unmergeable |= write.packets() > 1 && error.kind() == io::ErrorKind::InvalidInput;
+            }
+        }
+    }
+    Ok(delivered)
+}
+
+/// No merging.
+const SINGLE: Limits = Limits { segments: 1, flows: 0, udp: false };
 
 /// How far packets are merged for a device: not at all where it takes them only one by one.
 fn limits(device: &Device) -> Limits {
-    let offloads = device.offloads();
-    let segments = if offloads.vnet_hdr && offloads.tso { PIECES } else { 1 };
-    Limits { segments, udp: offloads.uso, ..Limits::default() }
+    match device.offloads() {
+        TunOffloads { vnet_hdr: true, tso: true, uso } => Limits { segments: PIECES, udp: uso, ..Limits::default() },
+        _ => SINGLE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::testing::Model;
+
+    /// Two UDP packets that merge, and a TCP packet that stays alone, delivered by `put`.
+    fn delivered(limits: Limits, put: impl FnMut(&Write<'_>) -> Result<(), Refused>) -> Delivered {
+        let frames = [Model::udp4().packet(50), Model::udp4().packet(50), Model::tcp6().packet(7)];
+        let mut buffer = frames.concat();
+        let mut merger = Merger::new(limits, 3);
+        let mut start = 0;
+        for frame in &frames {
+            merger.push(&buffer, start..start + frame.len(), false).unwrap();
+            start += frame.len();
+        }
+        merger.finish(&mut buffer);
+        deliver(merger.writes(), put).unwrap()
+    }
+
+    /// What a kernel says that takes no merged packets.
+    fn only_single(write: &Write<'_>) -> Result<(), Refused> {
+        match write.packets() {
+            1 => Ok(()),
+            _ => Err(Refused::Frame(io::Error::from_raw_os_error(22))), // EINVAL
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_refuses_merged_packets_gets_them_alone_from_then_on() {
+        let first = delivered(Limits::default(), only_single);
+        assert_eq!((first.packets, first.lost, first.unmergeable), (1, 2, true));
+        let second = delivered(SINGLE, only_single);
+        assert_eq!((second.packets, second.lost, second.unmergeable), (3, 0, false));
+    }
+
+    #[test]
+    fn an_interface_that_is_down_says_nothing_of_merging() {
+        let down = delivered(Limits::default(), |_| Err(Refused::Frame(io::Error::from_raw_os_error(5)))); // EIO
+        assert_eq!(down, Delivered { lost: 3, ..Delivered::default() });
+    }
 }

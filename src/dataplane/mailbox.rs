@@ -3,7 +3,8 @@
 //! A full box drops what comes, and the protocol lives with that as with any loss. Each kind has a box of its own, so
 //! that a flood of one displaces nothing of another; the death of a loop has room kept for it and is never dropped.
 
-use crate::protocol::{Input, Notice, Path, Receiver, Small};
+use super::Open;
+use crate::protocol::{Input, Notice, Path, Small};
 use std::fmt;
 use std::future::pending;
 use std::io;
@@ -116,7 +117,7 @@ impl Outbox {
     }
 
     /// Whatever `receiver` wants noticed; it keeps what the box has no room for.
-    pub(super) fn notices(&self, receiver: &mut Receiver) {
+    pub(super) fn notices(&self, receiver: &mut impl Open) {
         self.notices_from(|| receiver.poll_notice());
     }
 

@@ -16,18 +16,21 @@
 
 mod device;
 mod egress;
+mod halves;
 mod handoff;
 mod ingress;
 pub mod mailbox;
 mod sockets;
+mod turns;
 
 pub use device::Device;
+pub use halves::{Open, Seal};
 pub use mailbox::{Loop, Mailbox, Message};
 pub use sockets::MAX as MAX_SOCKETS;
 
 use crate::packet::Layout;
 use crate::protocol::levels::{Counter, Levels};
-use crate::protocol::{EgressUpdate, IngressUpdate, Path, Receiver, Sender, SocketId, constants};
+use crate::protocol::{EgressUpdate, IngressUpdate, Path, SocketId, constants};
 use crate::sys::offloads::{Offloads, TunOffloads};
 use crate::sys::priority::set_nice;
 use crate::sys::udp::UdpSocket;
@@ -96,8 +99,8 @@ impl Dataplane {
     pub fn start(
         device: Device,
         socket: UdpSocket,
-        sender: Sender,
-        receiver: Receiver,
+        sender: impl Seal,
+        receiver: impl Open,
         levels: Arc<Levels>,
     ) -> io::Result<(Dataplane, Mailbox)> {
         let (outbox, mailbox) = mailbox::open();
@@ -128,8 +131,8 @@ impl Dataplane {
             outbox.clone(),
         );
         dataplane.share(SocketId(0), socket)?;
-        dataplane.threads.push(spawn(Loop::Egress, outbox.clone(), || egress.run())?);
-        dataplane.threads.push(spawn(Loop::Ingress, outbox, || ingress.run())?);
+        dataplane.threads.push(spawn(Loop::Egress, outbox.clone(), || turns::run(egress))?);
+        dataplane.threads.push(spawn(Loop::Ingress, outbox, || turns::run(ingress))?);
         Ok((dataplane, mailbox))
     }
 

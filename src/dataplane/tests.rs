@@ -5,7 +5,7 @@ use crate::keys::SecretKey;
 use crate::protocol::crypto::{CryptoFailure, Entropy, KEM_CT, KEM_EK, KemKey, MacKey, Secret};
 use crate::protocol::handshake::{Root, Statics};
 use crate::protocol::session::{Cipher, Halves, Shape, lane_set};
-use crate::protocol::{Input, Notice, wire};
+use crate::protocol::{Input, Notice, Receiver, Sender, wire};
 use crate::sys::offloads::TunOffloads;
 use crate::sys::testing::{in_own_network, shell};
 use crate::sys::udp;

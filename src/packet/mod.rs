@@ -18,7 +18,7 @@ pub mod transport;
 pub mod virtio;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use batch::{Batch, Layout};
 
