@@ -437,7 +437,7 @@ scenario!(demo_gives_figures_and_leaves_nothing, 60, {
     let folder = tempfile::tempdir().unwrap();
     let output = output_within(&mut demo(&["--seconds", "2", "--json"], folder.path()), PATIENCE * 2);
     assert_demo_figures(&output);
-    assert_eq!(entries(folder.path()), 0, "the demo left files");
+    assert_nothing_left(folder.path());
 
     let output = output_within(&mut demo(&["--seconds", "1"], folder.path()), PATIENCE * 2);
     let table = String::from_utf8_lossy(&output.stdout);
@@ -445,11 +445,42 @@ scenario!(demo_gives_figures_and_leaves_nothing, 60, {
     assert!(table.contains("Gbit/s") && table.contains("post-quantum     "), "{table}");
 });
 
+scenario!(demo_bench_gives_every_figure_and_leaves_nothing, 60, {
+    let folder = tempfile::tempdir().unwrap();
+    let output = output_within(&mut demo(&["--bench", "--seconds", "1", "--json"], folder.path()), PATIENCE * 3);
+    assert_nothing_left(folder.path());
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {words}", output.status);
+    let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
+    println!("{figures:#}");
+    let number = |field: &str| at(&figures, field).as_f64().unwrap_or_else(|| panic!("{field}: {figures}"));
+    for streams in ["tcp", "tcp_4"] {
+        for direction in ["hq_to_branch", "branch_to_hq"] {
+            let rate = number(&format!("{streams}/{direction}_gbit_per_s"));
+            assert!(rate > 0.001 && rate < 1000.0, "{streams} {direction}");
+        }
+    }
+    // No end of a link spends less than 10 ms or more than an hour on a gigabyte.
+    assert!(number("cpu_s_per_gb") > 0.01 && number("cpu_s_per_gb") < 3600.0);
+    let (sent, delivered, loss) = (number("udp_64/sent"), number("udp_64/delivered"), number("udp_64/loss_ratio"));
+    assert!(delivered > 0.0 && delivered <= sent && (loss - (1.0 - delivered / sent)).abs() < 1e-6);
+    // The flood lasts its second or a little longer.
+    let rate = number("udp_64/delivered_per_s");
+    assert!(rate > 0.0 && rate <= delivered);
+    for when in ["idle", "loaded"] {
+        let ping = |field| number(&format!("ping/{when}/{field}"));
+        assert!(ping("answered") > 0.0 && ping("answered") <= ping("sent"), "{when}");
+        assert!(ping("p50_ms") > 0.0 && ping("p50_ms") <= ping("p99_ms"), "{when}");
+    }
+    assert!(number("connect_ms") > 0.0);
+    assert_eq!((&figures["session"]["post_quantum"], &figures["path_mtu"]), (&true.into(), &1440.into()));
+});
+
 scenario!(demo_interrupted_leaves_nothing, 60, {
     use nix::sys::signal::{Signal, kill};
     let folder = tempfile::tempdir().unwrap();
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut demo = demo(&["--seconds", "60"], folder.path()).stderr(Stdio::piped()).spawn().unwrap();
+    for (signal, arguments) in [(Signal::SIGINT, &["--seconds", "60"][..]), (Signal::SIGTERM, &["--bench"])] {
+        let mut demo = demo(arguments, folder.path()).stderr(Stdio::piped()).spawn().unwrap();
         wait_until("the demo having two ends", PATIENCE, || children(demo.id()).len() == 2);
         let ends = children(demo.id());
         kill(nix::unistd::Pid::from_raw(demo.id() as i32), signal).unwrap();
@@ -461,7 +492,7 @@ scenario!(demo_interrupted_leaves_nothing, 60, {
         for id in ends {
             assert!(!Path::new(&format!("/proc/{id}")).exists(), "end {id} still runs");
         }
-        assert_eq!(entries(folder.path()), 0, "the demo left files");
+        assert_nothing_left(folder.path());
     }
 });
 
@@ -484,6 +515,17 @@ fn assert_demo_figures(output: &Output) {
     assert!(figures["tcp"]["branch_to_hq_gbit_per_s"].as_f64() > Some(0.0));
     assert_eq!(figures["tcp"]["bytes_hashed"], 2 * (128 << 20));
     assert_eq!(figures["session"]["post_quantum"], true);
+}
+
+/// No file of the demo's in the folder it was given, and no end still running: their config lay there.
+fn assert_nothing_left(folder: &Path) {
+    assert_eq!(entries(folder), 0, "the demo left files");
+    let name = folder.to_str().unwrap();
+    for process in fs::read_dir("/proc").unwrap() {
+        let words = fs::read(process.unwrap().path().join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words);
+        assert!(!words.contains(name), "still running: {words}");
+    }
 }
 
 fn entries(folder: &Path) -> usize {

@@ -4,6 +4,8 @@
 //! the link, and a table of what was measured. Nothing of it is left when it ends, however it ends: the namespaces die with
 //! their processes, the processes with this one, and the folder with the keys is removed.
 
+mod bench;
+mod flood;
 mod ping;
 mod report;
 mod site;
@@ -22,8 +24,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{DemoArgs, Failure, print};
 use crate::sys::netlink::NetlinkError;
 use crate::sys::netns::{NamespaceError, become_root};
+use bench::Bench;
 use ping::Pinger;
-use report::{Figures, Narrator, Progress, Rtt, millis};
+use report::{Figures, Link, Narrator, Progress, Rtt};
 use site::{End, Site, Workspace};
 use transfer::{Load, Meter, Tally};
 
@@ -44,7 +47,7 @@ const START_PATIENCE: Duration = Duration::from_secs(5);
 const TCP_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at a running transfer.
 const TICK: Duration = Duration::from_millis(50);
-/// TCP port of the transfers, inside the link.
+/// TCP and UDP port of what is measured, inside the link.
 const PORT: u16 = 7000;
 
 /// Why the demo ended early.
@@ -149,33 +152,42 @@ fn demo(args: &DemoArgs) -> Result<String, DemoError> {
     open_tun_once()?;
     let stop = stop_on_signals()?;
     let narrator = Narrator::new(args.json);
-    let figures = perform(Duration::from_secs(args.seconds.into()), &stop, &narrator);
-    if stop.load(Relaxed) {
-        return Err(DemoError::Interrupted);
-    }
-    Ok(if args.json { figures?.json() } else { figures?.table() })
+    let time = Duration::from_secs(args.seconds.into());
+    let text = if args.bench {
+        let done = perform(&stop, &narrator, |stage, ends| Bench::measure(stage, ends, time));
+        done.map(|(link, bench)| if args.json { bench.json(&link) } else { bench.table(&link) })
+    } else {
+        let done = perform(&stop, &narrator, |stage, _| stage.measure(time));
+        done.map(|(link, figures)| if args.json { figures.json(&link) } else { figures.table(&link) })
+    };
+    // Whatever else went wrong then, it was the interruption that did it.
+    if stop.load(Relaxed) { Err(DemoError::Interrupted) } else { text }
 }
 
 /// Everything between the checks and the figures. When it returns, nothing is left of what it built.
-fn perform(time: Duration, stop: &AtomicBool, narrator: &Narrator) -> Result<Figures, DemoError> {
+fn perform<T>(
+    stop: &AtomicBool,
+    narrator: &Narrator,
+    measure: impl FnOnce(&Stage<'_>, [&End; 2]) -> Result<T, DemoError>,
+) -> Result<(Link, T), DemoError> {
     narrator.say("two network namespaces, a cable between them, fresh keys, two `tieline up`");
     let workspace = Workspace::create()?;
     let sites = site::build()?;
     Site::configure(&sites, &workspace)?;
     let stage = Stage { sites: &sites, stop, narrator };
     let (mut hq, mut branch, connect) = stage.connect(&workspace)?;
-    narrator.say(&format!("up after {:.1} ms", millis(connect)));
+    narrator.say(&format!("up after {:.1} ms", report::millis(connect)));
     let before = [hq.status()?, branch.status()?];
 
-    let measured = stage.measure(time);
+    let measured = measure(&stage, [&hq, &branch]);
     // What went wrong in an end explains more than what it made of a transfer.
     hq.check_alive()?;
     branch.check_alive()?;
-    let (rtt, hashed, timed) = measured?;
+    let measured = measured?;
     let after = [hq.status()?, branch.status()?];
     hq.stop()?;
     branch.stop()?;
-    Ok(Figures { connect, rtt, hashed, timed, before, after })
+    Ok((Link { connect, before, after }, measured))
 }
 
 /// The clearest moment to find out is before anything has been built.
@@ -253,64 +265,79 @@ impl Stage<'_> {
         }
     }
 
-    fn measure(&self, time: Duration) -> Result<(Rtt, [Tally; 2], [Tally; 2]), DemoError> {
-        let rtt = self.ping()?;
-        let hashed = self.both_ways(Load::Hashed(HASHED_BYTES))?;
-        let timed = self.both_ways(Load::Timed(time))?;
-        Ok((rtt, hashed, timed))
+    fn measure(&self, time: Duration) -> Result<Figures, DemoError> {
+        let rtt = self.ping(PING_PAUSE, |sent, _| sent >= PINGS)?;
+        let hashed = self.both_ways(Load::Hashed(HASHED_BYTES), 1)?;
+        let timed = self.both_ways(Load::Timed(time), 1)?;
+        Ok(Figures { rtt, hashed, timed })
     }
 
-    fn ping(&self) -> Result<Rtt, DemoError> {
+    /// Pings hq from branch until it is `enough`, which is told how many were sent, and in what time.
+    fn ping(&self, pause: Duration, enough: impl Fn(u32, Duration) -> bool + Sync) -> Result<Rtt, DemoError> {
         let [hq, branch] = self.sites;
         let target = hq.inner.into();
         at(branch, "pinging", || {
             let mut pinger = Pinger::new(target)?;
             let mut rtt = Rtt::default();
-            while rtt.sent < PINGS && !self.stop.load(Relaxed) {
+            let started = Instant::now();
+            while !enough(rtt.sent, started.elapsed()) && !self.stop.load(Relaxed) {
                 rtt.sent += 1;
                 rtt.answered.extend(pinger.ping(PING_PATIENCE)?);
-                thread::sleep(PING_PAUSE);
+                thread::sleep(pause);
             }
             Ok(rtt)
         })
     }
 
-    fn both_ways(&self, load: Load) -> Result<[Tally; 2], DemoError> {
+    fn both_ways(&self, load: Load, streams: usize) -> Result<[Tally; 2], DemoError> {
         let [hq, branch] = self.sites;
-        let there = self.transfer(hq, branch, load)?;
-        let back = self.transfer(branch, hq, load)?;
+        let there = self.transfer(hq, branch, load, streams)?;
+        let back = self.transfer(branch, hq, load, streams)?;
         Ok([there, back])
     }
 
-    /// One TCP connection through the link, of which both ends must have seen the same bytes. Returns the receiver's figures.
-    fn transfer(&self, from: &Site, to: &Site, load: Load) -> Result<Tally, DemoError> {
-        let direction = format!("from {} to {}", from.name, to.name);
+    /// So many TCP connections through the link at once, each with the whole load, of which both ends must have seen the same
+    /// bytes. Returns the receivers' figures.
+    fn transfer(&self, from: &Site, to: &Site, load: Load, streams: usize) -> Result<Tally, DemoError> {
+        let direction = match streams {
+            1 => format!("from {} to {}", from.name, to.name),
+            _ => format!("from {} to {}, {streams} streams", from.name, to.name),
+        };
+        let failed = |e| DemoError::io(format!("sending {direction} through the link"), e);
         let address = SocketAddr::new(to.inner.into(), PORT);
         let listener = at(to, "listening", || TcpListener::bind(address))?;
-        let outgoing = at(from, "connecting", || TcpStream::connect_timeout(&address, TCP_PATIENCE))?;
-        let failed = |e| DemoError::io(format!("sending {direction} through the link"), e);
-        let incoming = accept(&listener).map_err(failed)?;
+        let connect = |_| {
+            let outgoing = at(from, "connecting", || TcpStream::connect_timeout(&address, TCP_PATIENCE))?;
+            Ok((outgoing, accept(&listener).map_err(failed)?))
+        };
+        let connections = (0..streams).map(connect).collect::<Result<(Vec<_>, Vec<_>), DemoError>>()?;
 
-        let meter = Meter::default();
-        let outcome = thread::scope(|scope| {
-            let sender = scope.spawn(|| meter.guard(transfer::send(&outgoing, load, &meter)));
-            let receiver = scope.spawn(|| meter.guard(transfer::receive(&incoming, load, &meter)));
+        let meter = &Meter::default();
+        let outcomes = thread::scope(|scope| {
+            let (outgoing, incoming) = &connections;
+            let send = |stream| scope.spawn(move || meter.guard(transfer::send(stream, load, meter)));
+            let receive = |stream| scope.spawn(move || meter.guard(transfer::receive(stream, load, meter)));
+            let running: Vec<_> = outgoing.iter().map(send).chain(incoming.iter().map(receive)).collect();
             let progress = Progress::start(self.narrator, &direction, load);
-            while !(sender.is_finished() && receiver.is_finished()) {
+            while !running.iter().all(|end| end.is_finished()) {
                 thread::sleep(TICK);
                 progress.show(meter.received.load(Relaxed));
                 if self.stop.load(Relaxed) {
                     meter.stop.store(true, Relaxed);
                 }
             }
-            (join(sender), join(receiver))
+            running.into_iter().map(join).collect()
         });
-        let (sent, received) = first_cause(outcome).map_err(failed)?;
-        if (sent.bytes, sent.sha256) != (received.bytes, received.sha256) {
-            return Err(DemoError::Corrupted { direction, sent: sent.bytes, received: received.bytes });
+        let tallies = first_cause(outcomes).map_err(failed)?;
+        let (sent, received) = tallies.split_at(streams);
+        let bytes = |tallies: &[Tally]| tallies.iter().map(|tally| tally.bytes).sum();
+        if sent.iter().zip(received).any(|(s, r)| (s.bytes, s.sha256) != (r.bytes, r.sha256)) {
+            return Err(DemoError::Corrupted { direction, sent: bytes(sent), received: bytes(received) });
         }
-        self.narrator.say(&report::line(&direction, load, &received));
-        Ok(received)
+        let took = received.iter().map(|tally| tally.took).max().unwrap_or_default();
+        let total = Tally { bytes: bytes(received), sha256: None, took };
+        self.narrator.say(&report::line(&direction, load, &total));
+        Ok(total)
     }
 }
 
@@ -335,10 +362,29 @@ fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Both tallies, or the error that came first: the side it did not come from only says that it was stopped.
-fn first_cause((sent, received): (io::Result<Tally>, io::Result<Tally>)) -> io::Result<(Tally, Tally)> {
-    match (sent, received) {
-        (Err(e), received) if e.kind() == io::ErrorKind::Interrupted => Err(received.err().unwrap_or(e)),
-        (sent, received) => Ok((sent?, received?)),
+/// All tallies, or the error behind the others: the ends it did not come from only say that they were stopped.
+fn first_cause(mut outcomes: Vec<io::Result<Tally>>) -> io::Result<Vec<Tally>> {
+    outcomes.sort_by_key(|outcome| matches!(outcome, Err(e) if e.kind() == io::ErrorKind::Interrupted));
+    outcomes.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_was_stopped_does_not_hide_why() {
+        let tally = |bytes| Tally { bytes, sha256: None, took: Duration::ZERO };
+        let error = |kind: io::ErrorKind| Err(kind.into());
+        let stopped = || error(io::ErrorKind::Interrupted);
+        let kind = |outcomes| first_cause(outcomes).unwrap_err().kind();
+        assert_eq!(
+            kind(vec![Ok(tally(1)), stopped(), error(io::ErrorKind::TimedOut), stopped()]),
+            io::ErrorKind::TimedOut
+        );
+        assert_eq!(kind(vec![stopped(), Ok(tally(1))]), io::ErrorKind::Interrupted);
+        // Who is whose other end must stay known.
+        let tallies = [3, 1, 2].map(tally);
+        assert_eq!(first_cause(tallies.map(Ok).into()).unwrap(), tallies);
     }
 }

@@ -93,7 +93,7 @@ impl Pinger {
         self.socket.set_read_timeout(Some(patience.max(Duration::from_micros(100))))?;
         let mut buffer = [0; 2048];
         match self.socket.recv_from(&mut buffer) {
-            Ok((length, from)) if from.ip() == self.target => Ok(self.answer(&buffer[..length]).filter(|&n| n != 0)),
+            Ok((length, from)) if from.ip() == self.target => Ok(self.answer(&buffer[..length])),
             Ok(_) => Ok(None),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
             Err(e) => Err(e),

@@ -82,6 +82,19 @@ pub struct Rtt {
 }
 
 impl Rtt {
+    /// How many were not answered.
+    pub fn lost(&self) -> usize {
+        self.sent as usize - self.answered.len()
+    }
+
+    /// Milliseconds in which so many percent of the answers were there. `None` without an answer.
+    pub fn percentile(&self, percent: usize) -> Option<f64> {
+        let mut times = self.answered.clone();
+        times.sort_unstable();
+        let rank = (times.len() * percent).div_ceil(100);
+        times.get(rank.saturating_sub(1)).map(|time| millis(*time))
+    }
+
     /// Milliseconds: minimum, mean, maximum, and the mean difference between one and the next. `None` without an answer.
     fn summary(&self) -> Option<[f64; 4]> {
         let times: Vec<f64> = self.answered.iter().map(|t| millis(*t)).collect();
@@ -94,100 +107,43 @@ impl Rtt {
     }
 }
 
-/// Everything measured. Of each pair the first is hq's, or from hq to branch.
-pub struct Figures {
+/// What there is to say of the link, whatever was measured through it. Of each pair the first is hq's.
+pub struct Link {
     /// From the later end's start to the first ping answered.
     pub connect: Duration,
-    pub rtt: Rtt,
-    /// The runs with SHA-256 at both ends.
-    pub hashed: [Tally; 2],
-    /// The timed runs.
-    pub timed: [Tally; 2],
     /// `status --json` of both ends once the link was up, …
     pub before: [Value; 2],
     /// … and after the transfers.
     pub after: [Value; 2],
 }
 
-impl Figures {
-    /// The figures as one line of JSON. Times are in ms, rates in Gbit/s; what is not known is null.
-    pub fn json(&self) -> String {
-        let rtt = self.rtt.summary();
-        let [there, back] = self.rates();
-        let session = &self.after[0]["session"];
-        let object = json!({
-            "version": 1,
-            "connect_ms": millis(self.connect),
-            "ping": {
-                "sent": self.rtt.sent,
-                "answered": self.rtt.answered.len(),
-                "min_ms": rtt.map(|r| r[0]),
-                "avg_ms": rtt.map(|r| r[1]),
-                "max_ms": rtt.map(|r| r[2]),
-                "jitter_ms": rtt.map(|r| r[3]),
-            },
-            "tcp": {
-                "hq_to_branch_gbit_per_s": there,
-                "branch_to_hq_gbit_per_s": back,
-                "bytes_counted": self.timed[0].bytes + self.timed[1].bytes,
-                "bytes_hashed": self.hashed[0].bytes + self.hashed[1].bytes,
-                "hashes_equal": true,
-            },
-            "session": {
-                "noise": session["noise"],
-                "cipher": session["cipher"],
-                "post_quantum": session["post_quantum"],
-            },
-            "path_mtu": self.after[0]["path"]["mtu"],
-            "loss_ratio": { "hq_to_branch": self.loss(0), "branch_to_hq": self.loss(1) },
-            "drops": { "hq": self.drops(0), "branch": self.drops(1) },
-        });
-        format!("{object}\n")
+/// What the plain demo measured. Of each pair the first is from hq to branch.
+pub struct Figures {
+    pub rtt: Rtt,
+    /// The runs with SHA-256 at both ends.
+    pub hashed: [Tally; 2],
+    /// The timed runs.
+    pub timed: [Tally; 2],
+}
+
+impl Link {
+    pub fn connect_ms(&self) -> f64 {
+        millis(self.connect)
     }
 
-    /// The figures as a table to read.
-    pub fn table(&self) -> String {
-        let [there, back] = self.rates();
+    /// The handshake, cipher and kind of keys in use, as in `status --json`.
+    pub fn session(&self) -> Value {
         let session = &self.after[0]["session"];
-        let hashed = self.hashed[0].bytes + self.hashed[1].bytes;
-        let counted = self.timed[0].bytes + self.timed[1].bytes;
-        let ping = match self.rtt.summary() {
-            Some([min, mean, max, jitter]) => {
-                format!("{mean:.3} ms (min {min:.3}, max {max:.3}, jitter {jitter:.3})")
-            }
-            None => "no answer".into(),
-        };
-        let rows = [
-            (
-                "connect time",
-                format!("{:.1} ms (start of the later end to its first ping answered)", millis(self.connect)),
-            ),
-            ("round trip", ping),
-            ("TCP hq → branch", format!("{there:.2} Gbit/s")),
-            ("TCP branch → hq", format!("{back:.2} Gbit/s")),
-            ("handshake", known(&session["noise"])),
-            ("cipher", known(&session["cipher"])),
-            ("post-quantum", known(&session["post_quantum"])),
-            ("path MTU", format!("{} bytes", known(&self.after[0]["path"]["mtu"]))),
-            (
-                "bytes checked",
-                format!(
-                    "{} MB by SHA-256 at both ends; {} MB of the timed run by count",
-                    megabytes(hashed),
-                    megabytes(counted)
-                ),
-            ),
-            ("lost", self.lost()),
-        ];
-        let mut table = String::from("\n");
-        for (name, value) in rows {
-            table.push_str(&format!("  {name:<17} {value}\n"));
-        }
-        table
+        json!({
+            "noise": session["noise"],
+            "cipher": session["cipher"],
+            "post_quantum": session["post_quantum"],
+        })
     }
 
-    fn rates(&self) -> [f64; 2] {
-        self.timed.map(|tally| gbit_per_s(tally.bytes, tally.took))
+    /// The largest packet inside the link, in bytes.
+    pub fn path_mtu(&self) -> &Value {
+        &self.after[0]["path"]["mtu"]
     }
 
     /// What the far end reports as lost of what this end sent.
@@ -209,9 +165,9 @@ impl Figures {
             .collect()
     }
 
-    fn lost(&self) -> String {
-        let mut parts =
-            vec![format!("{} of {} pings", self.rtt.sent as usize - self.rtt.answered.len(), self.rtt.sent)];
+    /// What was lost beside the pings, in words.
+    fn lost(&self) -> Vec<String> {
+        let mut parts = Vec::new();
         for (end, direction) in ["hq → branch", "branch → hq"].into_iter().enumerate() {
             parts.push(match self.loss(end).as_f64() {
                 Some(ratio) => format!("{:.3} % {direction}", 100.0 * ratio),
@@ -229,12 +185,95 @@ impl Figures {
             true => "nothing dropped".into(),
             false => format!("dropped: {}", dropped.join(", ")),
         });
-        parts.join("; ")
+        parts
     }
 }
 
+impl Figures {
+    /// The figures as one line of JSON. Times are in ms, rates in Gbit/s; what is not known is null.
+    pub fn json(&self, link: &Link) -> String {
+        let rtt = self.rtt.summary();
+        let [there, back] = self.rates();
+        let object = json!({
+            "version": 1,
+            "connect_ms": link.connect_ms(),
+            "ping": {
+                "sent": self.rtt.sent,
+                "answered": self.rtt.answered.len(),
+                "min_ms": rtt.map(|r| r[0]),
+                "avg_ms": rtt.map(|r| r[1]),
+                "max_ms": rtt.map(|r| r[2]),
+                "jitter_ms": rtt.map(|r| r[3]),
+            },
+            "tcp": {
+                "hq_to_branch_gbit_per_s": there,
+                "branch_to_hq_gbit_per_s": back,
+                "bytes_counted": self.timed[0].bytes + self.timed[1].bytes,
+                "bytes_hashed": self.hashed[0].bytes + self.hashed[1].bytes,
+                "hashes_equal": true,
+            },
+            "session": link.session(),
+            "path_mtu": link.path_mtu(),
+            "loss_ratio": { "hq_to_branch": link.loss(0), "branch_to_hq": link.loss(1) },
+            "drops": { "hq": link.drops(0), "branch": link.drops(1) },
+        });
+        format!("{object}\n")
+    }
+
+    /// The figures as a table to read.
+    pub fn table(&self, link: &Link) -> String {
+        let [there, back] = self.rates();
+        let session = link.session();
+        let hashed = self.hashed[0].bytes + self.hashed[1].bytes;
+        let counted = self.timed[0].bytes + self.timed[1].bytes;
+        let ping = match self.rtt.summary() {
+            Some([min, mean, max, jitter]) => {
+                format!("{mean:.3} ms (min {min:.3}, max {max:.3}, jitter {jitter:.3})")
+            }
+            None => "no answer".into(),
+        };
+        let mut lost = vec![format!("{} of {} pings", self.rtt.lost(), self.rtt.sent)];
+        lost.extend(link.lost());
+        table(&[
+            (
+                "connect time",
+                format!("{:.1} ms (start of the later end to its first ping answered)", link.connect_ms()),
+            ),
+            ("round trip", ping),
+            ("TCP hq → branch", format!("{there:.2} Gbit/s")),
+            ("TCP branch → hq", format!("{back:.2} Gbit/s")),
+            ("handshake", known(&session["noise"])),
+            ("cipher", known(&session["cipher"])),
+            ("post-quantum", known(&session["post_quantum"])),
+            ("path MTU", format!("{} bytes", known(link.path_mtu()))),
+            (
+                "bytes checked",
+                format!(
+                    "{} MB by SHA-256 at both ends; {} MB of the timed run by count",
+                    megabytes(hashed),
+                    megabytes(counted)
+                ),
+            ),
+            ("lost", lost.join("; ")),
+        ])
+    }
+
+    fn rates(&self) -> [f64; 2] {
+        self.timed.map(|tally| gbit_per_s(tally.bytes, tally.took))
+    }
+}
+
+/// Names and what is to be said of them, as a table to read.
+pub fn table(rows: &[(&str, String)]) -> String {
+    let mut table = String::from("\n");
+    for (name, value) in rows {
+        table.push_str(&format!("  {name:<17} {value}\n"));
+    }
+    table
+}
+
 /// A status value in words.
-fn known(value: &Value) -> String {
+pub fn known(value: &Value) -> String {
     match value {
         Value::Null => "not known".into(),
         Value::Bool(true) => "yes".into(),
@@ -252,19 +291,19 @@ fn megabytes(bytes: u64) -> u64 {
     bytes / 1_000_000
 }
 
-fn gbit_per_s(bytes: u64, time: Duration) -> f64 {
+pub fn gbit_per_s(bytes: u64, time: Duration) -> f64 {
     bytes as f64 * 8.0 / time.as_secs_f64().max(1e-9) / 1e9
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn tally(bytes: u64) -> Tally {
+    pub fn tally(bytes: u64) -> Tally {
         Tally { bytes, sha256: None, took: Duration::from_secs(2) }
     }
 
-    fn figures() -> Figures {
+    pub fn link() -> Link {
         let status = |replayed: u64| {
             json!({
                 "session": { "noise": "Noise_KKpsk2", "cipher": "aes-256-gcm", "post_quantum": true },
@@ -272,19 +311,20 @@ mod tests {
                 "drops": { "replayed": replayed, "no_session": 3 },
             })
         };
+        Link { connect: Duration::from_micros(43_210), before: [status(0), status(0)], after: [status(0), status(2)] }
+    }
+
+    fn figures() -> Figures {
         Figures {
-            connect: Duration::from_micros(43_210),
             rtt: Rtt { sent: 4, answered: [1, 3, 2].map(Duration::from_millis).to_vec() },
             hashed: [tally(128 << 20); 2],
             timed: [tally(1_000_000_000), tally(500_000_000)],
-            before: [status(0), status(0)],
-            after: [status(0), status(2)],
         }
     }
 
     #[test]
     fn json_gives_the_figures() {
-        let object: Value = serde_json::from_str(&figures().json()).unwrap();
+        let object: Value = serde_json::from_str(&figures().json(&link())).unwrap();
         assert_eq!(object["connect_ms"], 43.21);
         assert_eq!(
             object["ping"],
@@ -297,20 +337,29 @@ mod tests {
 
     #[test]
     fn the_table_says_what_was_lost() {
-        let table = figures().table();
+        let table = figures().table(&link());
         assert!(table.contains("1 of 4 pings; 0.000 % hq → branch"), "{table}");
         assert!(table.contains("dropped: 2 replayed at branch"), "{table}");
-        let mut clean = figures();
+        let mut clean = link();
         clean.after[1] = clean.after[0].clone();
-        assert!(clean.table().contains("nothing dropped"));
+        assert!(figures().table(&clean).contains("nothing dropped"));
     }
 
     #[test]
     fn a_link_that_answers_no_ping_has_no_round_trip() {
         let mut figures = figures();
         figures.rtt.answered.clear();
-        assert!(figures.table().contains("no answer"));
-        let object: Value = serde_json::from_str(&figures.json()).unwrap();
+        assert!(figures.table(&link()).contains("no answer"));
+        let object: Value = serde_json::from_str(&figures.json(&link())).unwrap();
         assert_eq!(object["ping"]["avg_ms"], Value::Null);
+    }
+
+    #[test]
+    fn a_percentile_is_a_time_that_was_measured() {
+        let rtt = |times: &[u64]| Rtt { sent: 5, answered: times.iter().map(|&t| Duration::from_millis(t)).collect() };
+        let percentiles = |rtt: Rtt| [1, 50, 99, 100].map(|percent| rtt.percentile(percent));
+        assert_eq!(percentiles(rtt(&[])), [None; 4]);
+        assert_eq!(percentiles(rtt(&[7])), [Some(7.0); 4]);
+        assert_eq!(percentiles(rtt(&[4, 1, 3, 2])), [1.0, 2.0, 4.0, 4.0].map(Some));
     }
 }

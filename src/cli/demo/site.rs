@@ -11,6 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
+use nix::time::ClockId;
 use nix::unistd::Pid;
 
 use super::DemoError;
@@ -229,6 +230,15 @@ impl End {
         }
         let output = child.wait_with_output().map_err(asking)?;
         serde_json::from_slice(&output.stdout).map_err(|e| self.failed(format!("gave a status that is not JSON ({e})")))
+    }
+
+    /// Processor time it has taken so far, in user and kernel mode, of all its threads: the sum of utime and stime in
+    /// /proc/<pid>/stat, in nanoseconds instead of ticks.
+    pub fn cpu_time(&self) -> Result<Duration, DemoError> {
+        let id = Pid::from_raw(self.child.id().cast_signed());
+        let time = ClockId::pid_cpu_clock_id(id).and_then(ClockId::now);
+        time.map(Duration::from)
+            .map_err(|e| DemoError::io(format!("asking for the processor time of {}", self.name), e.into()))
     }
 
     /// Ends the process as a service manager would.
