@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use tieline::dataplane::{Dataplane, Device, Mailbox, Open, Seal};
-use tieline::protocol::levels::Levels;
+use tieline::protocol::levels::{Counter, Levels};
 use tieline::protocol::{EgressUpdate, IngressUpdate, Path, SocketId, constants::MIN_TRANSPORT};
 use tieline::sys::netns::NetNs;
 use tieline::sys::offloads::{Offloads, TunOffloads, UdpOffloads};
@@ -42,6 +42,8 @@ pub struct Scene([Site; 2]);
 struct End {
     dataplane: Dataplane,
     levels: Arc<Levels>,
+    /// What the halves had refused before: coming up is not free of it.
+    refused: u64,
     /// Nobody reads it: there is no engine.
     _mailbox: Mailbox,
 }
@@ -128,11 +130,12 @@ impl Site {
         let device = self.device();
         let socket = self.network.run(|| UdpSocket::bind(self.outer)).unwrap().unwrap();
         socket.set_offloads(UdpOffloads::ALL);
+        let refused = refused(&levels);
         let path = Some(Path { socket: SocketId(0), local: Some(self.outer.ip()), peer: peer.outer });
         sender.apply(EgressUpdate::Path(path));
         receiver.apply(IngressUpdate::Current { session: None, path });
         let (dataplane, mailbox) = Dataplane::start(device, socket, sender, receiver, levels.clone()).unwrap();
-        End { dataplane, levels, _mailbox: mailbox }
+        End { dataplane, refused, levels, _mailbox: mailbox }
     }
 
     /// The interface, as `tieline up` makes it.
@@ -153,12 +156,17 @@ impl Site {
 impl End {
     /// Ends it. An error if the halves refused anything: then the figure is of something else.
     fn check(self) -> Result<(), String> {
-        let (traffic, drops) = (self.dataplane.counters(), &self.levels.drops);
+        let traffic = self.dataplane.counters();
         self.dataplane.stop();
-        let refused = [&drops.replayed, &drops.unauthentic, &drops.malformed, &drops.no_session, &drops.too_big];
-        if traffic.tx_packets == 0 || traffic.rx_packets == 0 || refused.iter().any(|drop| drop.get() > 0) {
-            return Err(format!("not a clean round: {traffic:?}, {drops:?}"));
+        if traffic.tx_packets == 0 || traffic.rx_packets == 0 || refused(&self.levels) != self.refused {
+            return Err(format!("not a clean round: {traffic:?}, {:?}", self.levels.drops));
         }
         Ok(())
     }
+}
+
+fn refused(levels: &Levels) -> u64 {
+    let drops = &levels.drops;
+    let all = [&drops.replayed, &drops.unauthentic, &drops.malformed, &drops.no_session, &drops.too_big];
+    all.into_iter().map(Counter::get).sum()
 }
