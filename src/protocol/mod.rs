@@ -8,6 +8,7 @@
 //! | [`crypto`], [`handshake`] | the primitives (aws-lc-rs) and the Noise handshake (snow) |
 //! | [`session`], [`halves`] | keys split into a sealing and an opening half, each owned by one packet loop |
 //! | [`levels`] | counters that loops write and the engine reads |
+//! | [`replay`] | the counters opened already |
 //! | [`link`] | the engine: one end of a link |
 //!
 //! Two ends in one process, in virtual time, are shown by `examples/in_memory.rs`.
@@ -24,7 +25,7 @@ mod liveness;
 mod measure;
 mod paths;
 mod rekey;
-mod replay;
+pub mod replay;
 mod resolver;
 pub mod session;
 mod slots;
