@@ -6,18 +6,24 @@
 
 mod common;
 
-use std::net::{IpAddr, UdpSocket};
+use std::fs;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::thread;
 use std::time::Duration;
 
 use common::capture::{Capture, Packet};
 use common::census::Census;
+use common::ecn::{CE, ECT_0, Segment, ecn};
 use common::flow::{datagram, flow};
 use common::lab::{End, Lab, PATIENCE, Site, stream, transfer};
+use common::nft;
 use common::ping::Pinger;
+use common::udp::RawUdp;
+use common::wait_until;
 use common::yard::{Wire, Yard, checksum_errors};
-use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{Ipv4Tos, Ipv6TClass, UdpGsoSegment};
 use serde_json::Value;
 use tieline::sys::netns::NetNs;
 
@@ -160,6 +166,117 @@ fn assert_in_order(packets: &[Packet]) {
     }
 }
 
+scenario!(
+    /// As a careful router has it: what connection tracking finds wrong, a checksum among others, goes no further.
+    nothing_is_invalid_to_a_router_that_tracks_connections,
+    60,
+    {
+        if nft::is_there() {
+            // What is joined comes as an unfinished packet, which is not summed; what a bare end writes is.
+            for right in [&[][..], &BARE] {
+                track(right);
+            }
+        }
+    }
+);
+
+const DROP_INVALID: &str = "
+table inet careful {
+    counter seen { }
+    counter invalid { }
+    chain forward {
+        type filter hook forward priority 0
+        ct state invalid counter name invalid drop
+        counter name seen
+    }
+}";
+
+fn track(arguments: &[&'static str]) {
+    let mut lab = Lab::new();
+    let far = Yard::behind(&lab.right, 2, Wire::Plain);
+    (lab.left.link, lab.right.arguments) = (far.routes.clone(), arguments.to_vec());
+    set(&lab.right.network, "netfilter/nf_conntrack_checksum", "1");
+    nft::load(&lab.right.network, DROP_INVALID);
+    let _ends = lab.up();
+    let [left, host] = &[Host::of_site(&lab.left), Host::of_yard(&far)];
+    thread::scope(|scope| {
+        for (from, to) in [(left, host), (host, left)] {
+            for address in to.address {
+                scope.spawn(move || everything(from, to, address));
+            }
+        }
+    });
+    let counted = |name| nft::counted(&lab.right.network, name);
+    println!("{} packets seen", counted("seen"));
+    assert!(counted("seen") > 1000);
+    assert_eq!(counted("invalid"), 0);
+    // And it does look: one of a wrong checksum it finds.
+    RawUdp::at(&lab.left).send_with_checksum(0xBAD, 9, SocketAddr::new(far.address[0], 9), b"not so");
+    wait_until("one packet to be invalid", PATIENCE, || counted("invalid") == 1);
+}
+
+/// Writes a setting of a network, named as under `/proc/sys/net`.
+fn set(network: &NetNs, name: &str, value: &str) {
+    network.run(|| fs::write(format!("/proc/sys/net/{name}"), value)).unwrap().unwrap();
+}
+
+scenario!(
+    /// A host behind one site marks some of its own packets as a congested router would. The other host says so to it, and it
+    /// answers with CWR, super-packets among those that have it.
+    congestion_marks_and_the_answer_to_them_come_through,
+    60,
+    {
+        if nft::is_there() {
+            for left in [&[][..], &BARE] {
+                mark(left);
+            }
+        }
+    }
+);
+
+const MARK_SOME: &str = "
+table inet congested {
+    chain output {
+        type filter hook output priority 0
+        ip ecn ect0 numgen inc mod 20 0 ip ecn set ce
+        ip6 ecn ect0 numgen inc mod 20 0 ip6 ecn set ce
+    }
+}";
+
+fn mark(arguments: &[&'static str]) {
+    let mut lab = Lab::new();
+    let [near, far] = [Yard::behind(&lab.left, 1, Wire::Offloading), Yard::behind(&lab.right, 2, Wire::Plain)];
+    (lab.left.link, lab.right.link) = (far.routes.clone(), near.routes.clone());
+    lab.left.arguments = arguments.to_vec();
+    for yard in [&near, &far] {
+        set(&yard.network, "ipv4/tcp_ecn", "1");
+        // Not all congestion controls heed marks.
+        set(&yard.network, "ipv4/tcp_congestion_control", "reno");
+    }
+    nft::load(&near.network, MARK_SOME);
+    let _ends = lab.up();
+    for address in far.address {
+        let captures = [Capture::start(&lab.left.network), Capture::start(&far.network)];
+        stream(&near.network, &far.network, address, 30 * MB, |_| {});
+        let [sent, arrived] = captures.map(Capture::finish);
+        arrived.iter().for_each(|packet| Census::default().take(packet).unwrap());
+        let segments = |packets: &[Packet]| packets.iter().filter_map(|p| Segment::of(p, address)).collect::<Vec<_>>();
+        assert_marks_kept(&segments(&sent), &segments(&arrived));
+    }
+}
+
+fn assert_marks_kept(sent: &[Segment], arrived: &[Segment]) {
+    for segment in arrived {
+        assert!(sent.iter().any(|whole| segment.is_cut_from(whole)), "{segment:?}");
+    }
+    let count = |is: fn(&&Segment) -> bool| [sent, arrived].map(|segments| segments.iter().filter(is).count());
+    let kinds = [("ECT(0)", count(|s| s.ecn == ECT_0)), ("CE", count(|s| s.ecn == CE)), ("CWR", count(|s| s.cwr))];
+    let large = sent.iter().filter(|s| s.cwr && s.length > MTU).count();
+    println!("sent and arrived: {kinds:?}; {large} super-packets with CWR");
+    assert!(kinds.iter().all(|(_, counts)| counts.iter().all(|count| *count > 0)), "{kinds:?}");
+    assert!(large > 0, "no super-packet had CWR");
+}
+
 scenario!(every_mtu_carries_the_same_bytes, 60, {
     for mtu in [1280, 1420, 1500, 9000] {
         let mut lab = Lab::new();
@@ -202,7 +319,7 @@ scenario!(a_mix_keeps_bytes_and_order, 60, {
 const SEGMENTS: u64 = 8;
 const SEGMENT: usize = 1200;
 
-scenario!(an_applications_own_udp_segments_arrive_as_it_cut_them, 40, {
+scenario!(an_applications_own_udp_segments_arrive_as_it_cut_and_marked_them, 40, {
     const WITHOUT: [&str; 2] = ["--without", "uso"];
     for arguments in [[&[][..], &[]], [&WITHOUT, &[]], [&[], &WITHOUT]] {
         let mut lab = Lab::new();
@@ -210,10 +327,12 @@ scenario!(an_applications_own_udp_segments_arrive_as_it_cut_them, 40, {
         lab.left.link = far.routes.clone();
         (lab.left.arguments, lab.right.arguments) = (arguments[0].to_vec(), arguments[1].to_vec());
         let _ends = lab.up();
+        let capture = Capture::start(&far.network);
         let [left, right, far] = &[Host::of_site(&lab.left), Host::of_site(&lab.right), Host::of_yard(&far)];
         for (from, to) in [(left, right), (right, left), (left, far)] {
             to.address.into_iter().for_each(|address| send_segments(from, to, address));
         }
+        assert_marked_by_call(&capture.finish());
     }
 });
 
@@ -225,10 +344,12 @@ fn send_segments(from: &Host<'_>, to: &Host<'_>, address: IpAddr) {
     setsockopt(&sender, UdpGsoSegment, &(SEGMENT as i32)).unwrap();
     let mut room = vec![0; 1 << 16];
     for call in 0..100 {
-        // Now and then the last one is shorter.
+        set_ecn(&sender, ecn_of(call));
+        // Now and then there is only one, and now and then the last one is shorter.
+        let segments = if call % 7 == 0 { 1 } else { SEGMENTS };
         let last = if call % 3 == 0 { 1 + call as usize * 11 } else { SEGMENT };
-        let size = |n| if n + 1 == SEGMENTS { last } else { SEGMENT };
-        let expected: Vec<_> = (0..SEGMENTS)
+        let size = |n| if n + 1 == segments { last } else { SEGMENT };
+        let expected: Vec<_> = (0..segments)
             .map(|n| {
                 let mut bytes = datagram(call * SEGMENTS + n, &(SEGMENT..=SEGMENT));
                 bytes.truncate(size(n));
@@ -241,6 +362,32 @@ fn send_segments(from: &Host<'_>, to: &Host<'_>, address: IpAddr) {
             assert!(room[..length] == expected[..], "call {call}, datagram {n} with {length} bytes");
         }
     }
+}
+
+/// Each call has other congestion bits.
+fn ecn_of(call: u64) -> u8 {
+    (call % 4) as u8
+}
+
+fn set_ecn(socket: &UdpSocket, bits: u8) {
+    let bits = i32::from(bits);
+    match socket.local_addr().unwrap() {
+        SocketAddr::V4(_) => setsockopt(socket, Ipv4Tos, &bits).unwrap(),
+        SocketAddr::V6(_) => setsockopt(socket, Ipv6TClass, &bits).unwrap(),
+    }
+}
+
+fn assert_marked_by_call(packets: &[Packet]) {
+    let mut counts = [[0; 4]; 2];
+    for packet in packets {
+        let (family, protocol, header) = if packet[0] >> 4 == 4 { (0, packet[9], 20) } else { (1, packet[6], 40) };
+        // Some are too short to have their whole number in them.
+        let Some(number) = packet[header..].get(8..16).filter(|_| protocol == 17) else { continue };
+        let call = u64::from_le_bytes(number.try_into().unwrap()) / SEGMENTS;
+        assert_eq!(ecn(packet), ecn_of(call), "call {call}");
+        counts[family][usize::from(ecn(packet))] += 1;
+    }
+    assert!(counts.iter().flatten().all(|count| *count > 100), "{counts:?}");
 }
 
 #[test]

@@ -6,8 +6,10 @@
 
 pub mod capture;
 pub mod census;
+pub mod ecn;
 pub mod flow;
 pub mod lab;
+pub mod nft;
 pub mod nic;
 pub mod udp;
 pub mod yard;

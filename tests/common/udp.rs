@@ -38,10 +38,15 @@ impl RawUdp {
 
     /// Sends a datagram whose source port is whatever is wanted.
     pub fn send(&self, from_port: u16, to: SocketAddr, payload: &[u8]) {
+        // No checksum, which IPv4 allows (RFC 768).
+        self.send_with_checksum(0, from_port, to, payload);
+    }
+
+    /// The same with anything, wrong or right, where the checksum stands.
+    pub fn send_with_checksum(&self, checksum: u16, from_port: u16, to: SocketAddr, payload: &[u8]) {
         let length = (8 + payload.len()) as u16;
         let mut datagram = Vec::with_capacity(usize::from(length));
-        // The last field: no checksum, which IPv4 allows (RFC 768).
-        for field in [from_port, to.port(), length, 0] {
+        for field in [from_port, to.port(), length, checksum] {
             datagram.extend(field.to_be_bytes());
         }
         datagram.extend(payload);

@@ -1,0 +1,42 @@
+//! Any text as a config beside the examples: what passes is in range, and what is said of what does not could be printed
+//! anywhere.
+#![no_main]
+
+use std::path::Path;
+use std::time::Duration;
+
+use libfuzzer_sys::fuzz_target;
+use tieline::config::{Config, Mtu};
+use tieline::keys::{PresharedKey, SecretKey};
+
+/// The key files that the examples name are found from there.
+const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/hq.toml");
+
+fuzz_target!(|text: &str| {
+    match Config::from_text(Path::new(PATH), text) {
+        Ok((config, warnings)) => {
+            check(&config);
+            warnings.iter().for_each(|warning| check_words(&warning.to_string()));
+        }
+        Err(error) => check_words(&error.to_string()),
+    }
+});
+
+fn check(config: &Config) {
+    assert!((1..=15).contains(&config.link.interface.len()));
+    assert!(config.link.routes.iter().all(|route| *route == route.trunc()));
+    assert!((Duration::from_millis(50)..=Duration::from_secs(60)).contains(&config.liveness_interval));
+    if let Mtu::Fixed(mtu) = config.link.mtu {
+        assert!((1280..=9000).contains(&mtu));
+    }
+    if let Some(endpoint) = &config.peer.endpoint {
+        assert_ne!(endpoint.port, 0);
+        assert_eq!(endpoint.to_string().parse().ok().as_ref(), Some(endpoint));
+    }
+}
+
+fn check_words(words: &str) {
+    assert!(!words.chars().any(|c| c.is_control() && c != '\n' && c != '\t'));
+    let is_secret = |word: &str| SecretKey::parse(word).is_ok() || PresharedKey::parse(word).is_ok();
+    assert!(!words.split(|c: char| !c.is_ascii_alphanumeric()).any(is_secret));
+}

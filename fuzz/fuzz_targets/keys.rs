@@ -1,0 +1,28 @@
+//! Any text as each kind of key: a key that is read is written back as the one spelling it has, and no error or masked text
+//! has a secret in it.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tieline::keys::{KeyError, PresharedKey, PublicKey, SecretKey, mask_secrets};
+
+fuzz_target!(|text: &str| {
+    let public = text.parse::<PublicKey>().map(|key| key.to_string());
+    let secret = SecretKey::parse(text).map(|key| key.encode().to_string());
+    let preshared = PresharedKey::parse(text).map(|key| key.encode().to_string());
+    let kinds = [public, secret, preshared];
+    assert!(kinds.iter().filter(|kind| kind.is_ok()).count() <= 1, "no text is two kinds of key");
+    for kind in kinds {
+        match kind {
+            Ok(again) => assert!(again.eq_ignore_ascii_case(text.trim())),
+            Err(error) => check_error(&error),
+        }
+    }
+    let masked = mask_secrets(text);
+    assert_eq!(mask_secrets(&masked), masked, "nothing is left to be masked");
+    let is_secret = |word: &str| SecretKey::parse(word).is_ok() || PresharedKey::parse(word).is_ok();
+    assert!(!masked.split(|c: char| !c.is_ascii_alphanumeric()).any(is_secret));
+});
+
+fn check_error(error: &KeyError) {
+    assert!(!error.to_string().is_empty() && !error.help().is_empty());
+}

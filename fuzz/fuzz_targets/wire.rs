@@ -1,0 +1,42 @@
+//! Any bytes as a datagram, as a cold-open payload and as a control message: what is read is written back the same.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use libfuzzer_sys::fuzz_target;
+use tieline::protocol::control::Message;
+use tieline::protocol::crypto::MacKey;
+use tieline::protocol::wire::{Cold, ColdCheck, Header, Kind, Payload, challenge, check_cold, init, knock, response};
+use tieline::protocol::{HEADER, TAG};
+
+static KEY: LazyLock<MacKey> = LazyLock::new(|| MacKey::new(&[7; 32]));
+
+fuzz_target!(|bytes: &[u8]| {
+    let kind = Kind::of(bytes);
+    let has_cold_length = kind.and_then(Kind::cold_len) == Some(bytes.len());
+    assert_eq!(check_cold(bytes, &KEY) == ColdCheck::Malformed, !has_cold_length);
+    if let Ok(cold) = Cold::parse(bytes) {
+        assert!(has_cold_length);
+        let again = match &cold {
+            Cold::Knock { nonce } => knock(nonce, &KEY),
+            Cold::Challenge { nonce, token } => challenge(nonce, token, &KEY),
+            Cold::Init { nonce, token, noise } => init(nonce, token, noise, &KEY),
+            Cold::Response { nonce, noise } => response(nonce, noise, &KEY),
+        };
+        assert_eq!(check_cold(&again, &KEY), ColdCheck::Authentic);
+        assert_eq!(Cold::parse(&again), Ok(cold));
+    }
+    if let Ok(header) = Header::parse(bytes) {
+        assert!(matches!(kind, Some(Kind::Data | Kind::Control)) && bytes.len() >= HEADER + TAG);
+        assert_eq!(header.encode(), bytes[..HEADER]);
+    }
+    if let Some(Ok(payload)) = bytes.first_chunk().map(Payload::parse) {
+        assert_eq!(payload.encode(), bytes[..Payload::LEN]);
+    }
+    match Message::parse(bytes) {
+        // What follows the kind is not known, and not kept.
+        Ok(Message::Unknown(kind)) => assert_eq!(kind, bytes[0]),
+        Ok(message) => assert_eq!(Message::parse(&message.encode()), Ok(message)),
+        Err(_) => {}
+    }
+});
