@@ -7,6 +7,8 @@
 pub mod capture;
 pub mod census;
 pub mod flow;
+#[cfg(target_arch = "x86_64")]
+pub mod intruder;
 pub mod lab;
 pub mod nic;
 pub mod udp;
