@@ -31,10 +31,10 @@ fn program(role: Role) -> Result<BpfProgram, BackendError> {
 }
 
 /// A call's number, and the arguments it may have: one of the rules, where there are any.
-fn rule(call: Call) -> Result<(i64, Vec<SeccompRule>), BackendError> {
+fn rule(call: Call) -> Result<(c_long, Vec<SeccompRule>), BackendError> {
     let masked = |argument, mask: c_int, value| equal(argument, SeccompCmpOp::MaskedEq(mask as u64), value);
     let only = |condition| Ok(vec![SeccompRule::new(vec![condition])?]);
-    let (number, rules): (c_long, _) = match call {
+    let (number, rules) = match call {
         Call::Any(number) => (number, Vec::new()),
         Call::Memory(number) => (number, only(masked(2, libc::PROT_EXEC, 0)?)?),
         Call::Own(number) => (number, only(equal(0, SeccompCmpOp::Eq, std::process::id() as c_int)?)?),
@@ -46,7 +46,7 @@ fn rule(call: Call) -> Result<(i64, Vec<SeccompRule>), BackendError> {
             (number, vec![of(libc::AF_INET)?, of(libc::AF_INET6)?])
         }
     };
-    Ok((i64::from(number), rules))
+    Ok((number, rules))
 }
 
 fn equal(argument: u8, how: SeccompCmpOp, value: c_int) -> Result<SeccompCondition, BackendError> {
