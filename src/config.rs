@@ -12,7 +12,7 @@ mod schema;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -77,6 +77,8 @@ pub struct LocalConfig {
     pub private_key: SecretKey,
     /// Address the UDP socket is bound to. `None`: any address, any port.
     pub listen: Option<SocketAddr>,
+    /// The user the link runs as once it is set up; it is not looked for yet. `None`: who started it.
+    pub user: Option<String>,
 }
 
 /// The other end.
@@ -98,6 +100,14 @@ pub struct Endpoint {
     pub host: String,
     /// Port, not 0.
     pub port: u16,
+}
+
+impl Endpoint {
+    /// The host, if it is an address that needs no lookup. (One with a zone does: the interface has a number.)
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
 }
 
 impl FromStr for Endpoint {

@@ -58,6 +58,8 @@ enum Command {
     Keygen(KeygenArgs),
     Pubkey(PubkeyArgs),
     Psk(PskArgs),
+    #[command(hide = true, name = up::NAMES)]
+    ResolveNames(NamesArgs),
 }
 
 /// Make the folders of both ends of a new link: config, keys, ready to copy
@@ -111,6 +113,18 @@ pub struct UpArgs {
     /// Do without an offload: the tests try each path
     #[arg(long, hide = true, value_name = "OFFLOAD", value_parser = ["vnet_hdr", "tso", "uso", "udp_segment", "udp_gro"])]
     pub without: Vec<String>,
+    /// Keep all rights and do not become `user`, to find out whether the sandbox is what stands in the way
+    #[arg(long)]
+    pub no_sandbox: bool,
+}
+
+/// Look names up for the `up` that started this, until it ends
+#[derive(Debug, Args)]
+pub struct NamesArgs {
+    /// Become the user of this number first
+    pub uid: u32,
+    /// And the group of this one
+    pub gid: u32,
 }
 
 /// Show the links of this machine, or one of them
@@ -251,6 +265,7 @@ pub fn main() -> ExitCode {
         Command::Pubkey(args) => pubkey::run(args),
         Command::Psk(args) => psk::run(args),
         Command::Up(args) => return up::run(args),
+        Command::ResolveNames(args) => return up::resolve_names(args),
         Command::Status(args) => return status::run(args),
         Command::Demo(args) => return demo::run(args),
     };

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use super::{FAILED, Failure, StatusArgs, print};
 use crate::config::Config;
-use crate::control::status::{self, AskError, Drops, State, Status, Traffic};
+use crate::control::status::{self, AskError, Drops, Sandbox, State, Status, Traffic};
 
 /// The link is not up, or not running.
 const NOT_UP: u8 = 3;
@@ -123,7 +123,26 @@ fn show(status: &Status) -> String {
     if status.drops != Drops::default() {
         let _ = write!(text, "\n  dropped   {}", drops(&status.drops));
     }
+    if let Some(sandbox) = &status.sandbox {
+        let _ = write!(text, "\n  sandbox   {}", locks(sandbox));
+    }
     text + "\n"
+}
+
+/// What is left to the process, and what keeps the rest from it.
+fn locks(sandbox: &Sandbox) -> String {
+    let rights = match sandbox.capabilities.as_slice() {
+        [] => "no capabilities".into(),
+        some => some.join(", "),
+    };
+    let held = |holds, name: &str| if holds { name.to_owned() } else { format!("no {name}") };
+    let locks = [
+        sandbox.user.as_ref().map(|user| format!("user {user}")),
+        Some(rights),
+        Some(held(sandbox.seccomp, "seccomp")),
+        Some(held(sandbox.landlock.is_some(), "landlock")),
+    ];
+    locks.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn state(state: State) -> &'static str {
@@ -203,6 +222,13 @@ mod tests {
             },
             drops: Drops { replayed: 3, too_big: 1, ..Drops::default() },
             offloads: Default::default(),
+            sandbox: Some(Sandbox {
+                capabilities: vec!["net_admin".into()],
+                no_new_privs: true,
+                seccomp: true,
+                landlock: Some(7),
+                user: Some("tieline".into()),
+            }),
         }
     }
 
@@ -217,6 +243,7 @@ tl0 (hq): up since 2026-01-02T03:04:05Z
   sent      1234 packets, 1.2 MB, 0.0 % lost lately
   received  7 packets, 588 B, 25.0 % lost lately
   dropped   3 replayed, 1 too big
+  sandbox   user tieline, net_admin, seccomp, landlock
 ";
         assert_eq!(show(&status()), shown);
     }
@@ -230,6 +257,7 @@ tl0 (hq): up since 2026-01-02T03:04:05Z
             session: None,
             path: Line { mtu: None, rtt_ms: None, jitter_ms: None, tx: nothing.clone(), rx: nothing },
             drops: Drops::default(),
+            sandbox: Some(Sandbox::default()),
             ..status()
         };
         let shown = "\
@@ -238,6 +266,7 @@ tl0 (hq): down since 2026-01-02T03:04:05Z
   session   none
   sent      0 packets, 0 B
   received  0 packets, 0 B
+  sandbox   no capabilities, no seccomp, no landlock
 ";
         assert_eq!(show(&status), shown);
     }

@@ -3,11 +3,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{FAILED, Failure, UpArgs, check};
+use super::{FAILED, Failure, NamesArgs, UpArgs, check};
 use crate::config::Config;
-use crate::control::{self, Options, RunError};
+use crate::control::{self, Options, RunError, Sandbox};
 use crate::protocol::link::RekeyTimes;
 use crate::sys::offloads::{Offloads, TunOffloads, UdpOffloads};
+use crate::sys::sandbox::{self, User};
+use tracing::warn;
 
 pub(super) fn run(args: &UpArgs) -> ExitCode {
     match up(args) {
@@ -16,14 +18,35 @@ pub(super) fn run(args: &UpArgs) -> ExitCode {
     }
 }
 
+/// The command by which `up` starts its helper.
+pub(super) const NAMES: &str = "resolve-names";
+
+/// The helper: it ends when the `up` that started it does.
+pub(super) fn resolve_names(args: &NamesArgs) -> ExitCode {
+    match control::serve_names(&User::of(args.uid, args.gid)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            Failure::failed(format!("looking names up: {error}"), "`tieline up` starts this by itself").report()
+        }
+    }
+}
+
 fn up(args: &UpArgs) -> Result<(), Failure> {
+    // Before there is a key in it.
+    if let Err(error) = sandbox::keep_memory_private() {
+        warn!("a crash may leave keys in a core dump: {error}");
+    }
     let (config, warnings) = Config::load(&args.file)?;
     check::show_warnings(&warnings);
     let rekey = args.rekey_after.map(|seconds| RekeyTimes {
         initiator: Duration::from_secs(seconds.into()),
         responder: Duration::from_secs(seconds.into()) * 5 / 4,
     });
-    Ok(control::run(config, Options { rekey, offloads: offloads(&args.without) })?)
+    let sandbox = (!args.no_sandbox).then_some(Sandbox { names: NAMES });
+    if sandbox.is_none() {
+        warn!("--no-sandbox: the link keeps all rights it was started with; do not leave it so");
+    }
+    Ok(control::run(config, Options { rekey, offloads: offloads(&args.without), sandbox })?)
 }
 
 /// All offloads but those named. Without the header there can be no super-packets.

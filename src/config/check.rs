@@ -205,7 +205,9 @@ impl Checker<'_> {
         }
         let listen = local.and_then(|local| local.listen.as_ref());
         let listen = listen.map(|text| self.parsed(text, parse::listen)).transpose()?;
-        Ok(LocalConfig { private_key, listen })
+        let user = local.and_then(|local| local.user.as_ref());
+        let user = user.map(|text| self.parsed(text, parse::user)).transpose()?;
+        Ok(LocalConfig { private_key, listen, user })
     }
 
     fn peer(&mut self, file: &schema::File) -> Result<PeerConfig, Report> {

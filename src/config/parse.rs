@@ -74,6 +74,16 @@ pub(super) fn listen(text: &str) -> Result<SocketAddr, Problem> {
     Ok(address)
 }
 
+/// The name of a user of this machine, as useradd(8) takes it.
+pub(super) fn user(text: &str) -> Result<String, Problem> {
+    let inside = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    let begins = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if begins && text.len() <= 32 && text.bytes().all(inside) {
+        return Ok(text.to_owned());
+    }
+    Err(Problem::new(format!("`{text}` is not the name of a user"), "name a user of this machine, such as \"tieline\""))
+}
+
 /// `host:port`, `address:port` or `[address]:port`. A name is not looked up.
 pub(super) fn endpoint(text: &str) -> Result<Endpoint, Problem> {
     let help = "write host and port, such as \"branch.example.net:7311\", \"203.0.113.7:7311\" or \

@@ -55,6 +55,7 @@ pub(super) struct Local {
     pub listen: Option<Spanned<String>>,
     pub fwmark: Option<Spanned<u32>>,
     pub dscp: Option<Spanned<Value>>,
+    pub user: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]

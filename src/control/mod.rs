@@ -26,15 +26,19 @@
 //! # }
 //! ```
 
+mod confine;
 mod driver;
 mod entropy;
 mod interface;
+mod names;
 mod ports;
 mod resolver;
 pub mod status;
 mod story;
 
+pub use confine::Sandbox;
 pub use entropy::OsEntropy;
+pub use names::serve as serve_names;
 
 use crate::config::{Checksum, CipherChoice, Config, CryptoConfig};
 use crate::dataplane::{Dataplane, Loop};
@@ -46,6 +50,7 @@ use crate::sys::offloads::{Offloads, TunOffloads};
 use crate::sys::timer::Timer;
 use crate::sys::tun::TunError;
 use crate::sys::udp::BindError;
+use confine::Confinement;
 use driver::{Driver, DriverState, Inlets};
 use interface::MtuKeeper;
 use ports::Ports;
@@ -65,11 +70,14 @@ pub struct Options {
     pub rekey: Option<RekeyTimes>,
     /// What is asked of the kernel at both edges; what it does not have is done without. Less than all is for tests.
     pub offloads: Offloads,
+    /// Whether the process gives up, once all is set up, what it needs no longer. `None`, which is the default, leaves it and
+    /// its user alone.
+    pub sandbox: Option<Sandbox>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { rekey: None, offloads: Offloads::ALL }
+        Options { rekey: None, offloads: Offloads::ALL, sandbox: None }
     }
 }
 
@@ -106,6 +114,20 @@ pub enum RunError {
         /// Where it should be.
         path: PathBuf,
         /// Why.
+        source: io::Error,
+    },
+    /// The user that config names is none.
+    #[error("this machine has no user `{user}`: make it (useradd --system {user}), or set another at [local] user")]
+    NoSuchUser {
+        /// Its name.
+        user: String,
+    },
+    /// The process may not become that user.
+    #[error("cannot become user `{user}`: {source}; this needs root, or to be started as that user with CAP_NET_ADMIN")]
+    User {
+        /// Its name.
+        user: String,
+        /// What the system said.
         source: io::Error,
     },
     /// A packet loop ended.
@@ -183,6 +205,8 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
     if status::is_live(&socket_path) {
         return Err(RunError::AlreadyRunning { interface: interface.clone(), socket: socket_path });
     }
+    let mut confinement = Confinement::prepare(options.sandbox, &config.local)?;
+    let lookup = confinement.lookup(config.peer.endpoint.as_ref())?;
     let (ports, socket) = Ports::open_first(config.local.listen, options.offloads.udp)?;
     let local = socket.local_addr().map_err(RunError::system("cannot read the socket's address"))?;
     let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
@@ -192,10 +216,12 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
     let params = params(&config, options, device.offloads());
     let (link, sender, receiver) =
         Link::new(params, &config.local.private_key, &config.peer.public_key, psk, Box::new(OsEntropy), now)?;
-    let listener = status::Listener::open(&socket_path)
+    let listener = status::Listener::open(&socket_path, confinement.user())
         .map_err(|source| RunError::StatusSocket { path: socket_path.clone(), source })?;
-    let (dataplane, mailbox) = Dataplane::start(device, socket, sender, receiver, link.levels())
-        .map_err(RunError::system("cannot start the packet loops"))?;
+    confinement.close_process(&socket_path)?;
+    let (dataplane, mailbox) =
+        Dataplane::start_with(device, socket, sender, receiver, link.levels(), confinement.close_loops())
+            .map_err(RunError::system("cannot start the packet loops"))?;
     info!("{} on interface {interface}, UDP {local}", config.name);
 
     let (peer, followed) = watch::channel(None);
@@ -205,13 +231,15 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
     let inlets = Inlets {
         timer: Timer::new().map_err(RunError::system("cannot make a timer"))?,
         mailbox,
-        resolver: Resolver::start(config.peer.endpoint.as_ref(), Families::of(local)),
+        resolver: Resolver::start(config.peer.endpoint.as_ref(), Families::of(local), lookup),
         listener,
     };
+    let sandbox = confinement.close(config.link.mtu)?;
     let identity = status::Identity {
         name: config.name.clone(),
         interface: interface.clone(),
         peer: config.peer.public_key.to_string(),
+        sandbox,
     };
     let driver = Driver { link, dataplane, ports, identity, peer, largest, state: DriverState::default() };
     let result = driver.run(inlets, stop).await;

@@ -3,12 +3,12 @@
 //! It only feeds the list of addresses that a cold open knocks at; DNS never touches a session. A lookup that fails
 //! leaves the last answer in force.
 
+use super::names::Lookup;
 use crate::config::Endpoint;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::lookup_host;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -72,20 +72,20 @@ pub(super) struct Resolver {
 
 impl Resolver {
     /// Begins to look `endpoint` up. An address needs no lookup: it is there at the first [`Resolver::next`].
-    pub(super) fn start(endpoint: Option<&Endpoint>, families: Families) -> Resolver {
+    pub(super) fn start(endpoint: Option<&Endpoint>, families: Families, lookup: Lookup) -> Resolver {
         let (tell, found) = mpsc::channel(1);
         let again = Arc::new(Notify::new());
         let task = match endpoint {
             None => None,
-            Some(endpoint) => match endpoint.host.parse::<IpAddr>() {
-                Ok(ip) => {
+            Some(endpoint) => match endpoint.address() {
+                Some(ip) => {
                     let address = SocketAddr::new(ip.to_canonical(), endpoint.port);
                     let _ = tell.try_send(vec![address]); // there is room for one
                     None
                 }
-                Err(_) => {
+                None => {
                     let asked = endpoint.clone();
-                    let look = move || look_up(asked.clone(), families);
+                    let look = move || look_up(lookup.clone(), asked.clone(), families);
                     Some(tokio::spawn(keep_looking(endpoint.clone(), look, PACE, tell, again.clone())))
                 }
             },
@@ -155,9 +155,8 @@ async fn keep_looking<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
     }
 }
 
-async fn look_up(endpoint: Endpoint, families: Families) -> io::Result<Vec<SocketAddr>> {
-    // getaddrinfo also turns the zone of a link-local address into its scope.
-    let found: Vec<SocketAddr> = lookup_host((endpoint.host.as_str(), endpoint.port)).await?.collect();
+async fn look_up(lookup: Lookup, endpoint: Endpoint, families: Families) -> io::Result<Vec<SocketAddr>> {
+    let found = lookup.addresses(&endpoint).await?;
     let usable = usable(&found, families);
     if usable.is_empty() {
         let what = format!("it has no {} address, and this end's socket takes no other", families.name());
@@ -226,7 +225,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_is_there_at_once_and_canonical() {
         let endpoint: Endpoint = "[::ffff:192.0.2.7]:7311".parse().unwrap();
-        let mut resolver = Resolver::start(Some(&endpoint), families("[::]:0"));
+        let mut resolver = Resolver::start(Some(&endpoint), families("[::]:0"), Lookup::Here);
         assert_eq!(resolver.next().await, addresses("192.0.2.7:7311"));
         let more = tokio::time::timeout(Duration::from_millis(10), resolver.next()).await;
         assert!(more.is_err(), "an address does not change");
@@ -286,7 +285,7 @@ mod tests {
     #[tokio::test]
     async fn localhost_is_found_in_the_sockets_family() {
         let endpoint: Endpoint = "localhost:7311".parse().unwrap();
-        let mut resolver = Resolver::start(Some(&endpoint), families("0.0.0.0:0"));
+        let mut resolver = Resolver::start(Some(&endpoint), families("0.0.0.0:0"), Lookup::Here);
         assert_eq!(resolver.next().await, addresses("127.0.0.1:7311"));
     }
 }

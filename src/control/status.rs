@@ -46,6 +46,24 @@ pub struct Status {
     /// What the kernel takes off the link's hands; one that it refused at start or later is false.
     #[serde(default)]
     pub offloads: Offloads,
+    /// What holds the process; null if nothing does.
+    #[serde(default)]
+    pub sandbox: Option<Sandbox>,
+}
+
+/// What the process has given up, see [`crate::sys::sandbox`]. What the kernel does not have is false or null.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// The capabilities that are left to it, to its control thread alone, in small letters and without `CAP_`.
+    pub capabilities: Vec<String>,
+    /// Whether it can gain none by running a program.
+    pub no_new_privs: bool,
+    /// Whether each of its threads can make only the system calls it needs.
+    pub seccomp: bool,
+    /// The version of landlock that keeps files from it.
+    pub landlock: Option<i32>,
+    /// The user it became.
+    pub user: Option<String>,
 }
 
 /// Offloads in use, see [`crate::sys::offloads`].
@@ -160,6 +178,7 @@ pub(super) struct Identity {
     pub(super) name: String,
     pub(super) interface: String,
     pub(super) peer: String,
+    pub(super) sandbox: Option<Sandbox>,
 }
 
 /// What does.
@@ -206,6 +225,7 @@ impl Moment<'_> {
                 too_big: self.drops.too_big.get(),
             },
             offloads: self.offloads.into(),
+            sandbox: identity.sandbox.clone(),
         }
     }
 
@@ -254,7 +274,12 @@ mod tests {
     use crate::protocol::{Path as LinkPath, SocketId};
 
     fn identity() -> Identity {
-        Identity { name: "hq".into(), interface: "tl0".into(), peer: "tlpub1…".into() }
+        Identity { name: "hq".into(), interface: "tl0".into(), peer: "tlpub1…".into(), sandbox: Some(sandbox()) }
+    }
+
+    fn sandbox() -> Sandbox {
+        let capabilities = vec!["net_admin".into()];
+        Sandbox { capabilities, no_new_privs: true, seccomp: true, landlock: Some(7), user: None }
     }
 
     fn moment(link: link::Status, drops: &LinkDrops) -> Moment<'_> {
@@ -333,6 +358,15 @@ mod tests {
     "uso": true,
     "udp_segment": true,
     "udp_gro": true
+  },
+  "sandbox": {
+    "capabilities": [
+      "net_admin"
+    ],
+    "no_new_privs": true,
+    "seccomp": true,
+    "landlock": 7,
+    "user": null
   }
 }
 "#;

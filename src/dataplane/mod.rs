@@ -103,6 +103,21 @@ impl Dataplane {
         receiver: impl Open,
         levels: Arc<Levels>,
     ) -> io::Result<(Dataplane, Mailbox)> {
+        Dataplane::start_with(device, socket, sender, receiver, levels, |_| {})
+    }
+
+    /// As [`start`](Self::start); each loop's thread calls `begin` before it touches a packet.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(
+        device: Device,
+        socket: UdpSocket,
+        sender: impl Seal,
+        receiver: impl Open,
+        levels: Arc<Levels>,
+        begin: impl FnOnce(Loop) + Clone + Send + 'static,
+    ) -> io::Result<(Dataplane, Mailbox)> {
         let (outbox, mailbox) = mailbox::open();
         let (device, socket) = (Arc::new(device), Arc::new(socket));
         let mut dataplane = Dataplane {
@@ -131,8 +146,11 @@ impl Dataplane {
             outbox.clone(),
         );
         dataplane.share(SocketId(0), socket)?;
-        dataplane.threads.push(spawn(Loop::Egress, outbox.clone(), || turns::run(egress))?);
-        dataplane.threads.push(spawn(Loop::Ingress, outbox, || turns::run(ingress))?);
+        let first = begin.clone();
+        let run = move || (first(Loop::Egress), turns::run(egress)).1;
+        dataplane.threads.push(spawn(Loop::Egress, outbox.clone(), run)?);
+        let run = move || (begin(Loop::Ingress), turns::run(ingress)).1;
+        dataplane.threads.push(spawn(Loop::Ingress, outbox, run)?);
         Ok((dataplane, mailbox))
     }
 

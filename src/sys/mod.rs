@@ -10,6 +10,7 @@ pub mod netlink;
 pub mod netns;
 pub mod offloads;
 pub mod priority;
+pub mod sandbox;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod timer;

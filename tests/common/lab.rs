@@ -45,6 +45,10 @@ pub struct Site {
     pub preshared: Option<PresharedKey>,
     /// Lines of `[link]` beyond name and address.
     pub link: String,
+    /// Lines of `[local]` beyond key and port.
+    pub local: String,
+    /// The other end's host by name, in place of `endpoint`.
+    pub named: Option<&'static str>,
     /// Arguments for `up` beyond the config.
     pub arguments: Vec<&'static str>,
     folder: tempfile::TempDir,
@@ -108,6 +112,8 @@ impl Site {
             listen: Some(SocketAddr::new(ip("::".into()), PORT)),
             preshared: None,
             link: String::new(),
+            local: String::new(),
+            named: None,
             arguments: Vec::new(),
             folder: tempfile::tempdir().unwrap(),
         }
@@ -191,8 +197,11 @@ impl Site {
         if let Some(listen) = self.listen {
             text += &format!("listen = \"{listen}\"\n");
         }
+        text += &self.local;
         text += &format!("[peer]\npublic_key = \"{}\"\n", self.peer);
-        if let Some(endpoint) = self.endpoint {
+        if let Some(name) = self.named {
+            text += &format!("endpoint = \"{name}:{PORT}\"\n");
+        } else if let Some(endpoint) = self.endpoint {
             text += &format!("endpoint = \"{endpoint}\"\n");
         }
         if let Some(preshared) = &self.preshared {
@@ -256,6 +265,11 @@ pub struct End<'a> {
 }
 
 impl End<'_> {
+    /// Of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// As a power cut would: no goodbye, nothing undone.
     pub fn kill_9(mut self) {
         self.child.kill().unwrap();

@@ -8,6 +8,8 @@ pub mod capture;
 pub mod census;
 pub mod ecn;
 pub mod flow;
+#[cfg(target_arch = "x86_64")]
+pub mod intruder;
 pub mod lab;
 pub mod nft;
 pub mod nic;

@@ -1,6 +1,7 @@
 //! The status socket: `<run dir>/<interface>.sock`, one JSON document to whoever connects.
 
 use super::Status;
+use crate::sys::sandbox::User;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::unistd::getpid;
 use std::env;
@@ -141,9 +142,13 @@ impl Listener {
     /// Opens the socket at `path`, in place of one that a killed link left behind.
     ///
     /// The caller has seen that no link is live there ([`is_live`]), and has the interface the socket is named after.
-    pub(crate) fn open(path: &Path) -> io::Result<Listener> {
+    /// Both the socket and tieline's own folder become `owner`'s, who can then take the socket away; a folder that was there and
+    /// is not tieline's stays whose it is.
+    pub(crate) fn open(path: &Path, owner: Option<&User>) -> io::Result<Listener> {
         if let Some(folder) = path.parent() {
+            let ours = folder == Path::new(RUN_DIR) || !folder.exists();
             DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+            owner.filter(|_| ours).map_or(Ok(()), |owner| owner.own(folder))?;
         }
         match fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {
@@ -155,7 +160,10 @@ impl Listener {
         let new = path.with_extension(getpid().to_string());
         let _ = fs::remove_file(&new);
         let listener = UnixListener::bind(&new)?;
-        let ready = fs::set_permissions(&new, Permissions::from_mode(0o660)).and_then(|()| fs::rename(&new, path));
+        let ready = owner
+            .map_or(Ok(()), |owner| owner.own(&new))
+            .and_then(|()| fs::set_permissions(&new, Permissions::from_mode(0o660)))
+            .and_then(|()| fs::rename(&new, path));
         if let Err(error) = ready {
             let _ = fs::remove_file(&new);
             return Err(error);
@@ -200,6 +208,7 @@ impl Client {
 mod tests {
     use super::*;
     use crate::control::status::{Drops, Path as Line, Peer, State, Traffic};
+    use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::UnixListener as BlockingListener;
 
     fn status() -> Status {
@@ -215,6 +224,7 @@ mod tests {
             path: Line { mtu: None, rtt_ms: None, jitter_ms: None, tx: traffic.clone(), rx: traffic },
             drops: Drops::default(),
             offloads: Default::default(),
+            sandbox: None,
         }
     }
 
@@ -227,7 +237,7 @@ mod tests {
     #[tokio::test]
     async fn who_asks_is_answered_and_the_socket_goes_with_its_link() {
         let (_folder, path) = folder();
-        let listener = Listener::open(&path).unwrap();
+        let listener = Listener::open(&path, None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         let asked = std::thread::spawn({
             let run_dir = path.parent().unwrap().to_owned();
@@ -242,10 +252,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_user_gets_the_socket_and_a_folder_made_for_it_and_no_other() {
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("skipped: only root can give files away");
+        }
+        let (folder, path) = folder();
+        let uid = |path: &Path| fs::metadata(path).unwrap().uid();
+        drop(Listener::open(&path, Some(&User::NOBODY)).unwrap());
+        assert_eq!((uid(path.parent().unwrap()), uid(folder.path())), (User::NOBODY.uid(), 0));
+        let beside = folder.path().join("tl1.sock");
+        let _listener = Listener::open(&beside, Some(&User::NOBODY)).unwrap();
+        assert_eq!((uid(&beside), uid(folder.path())), (User::NOBODY.uid(), 0));
+    }
+
+    #[tokio::test]
     async fn a_socket_is_live_as_long_as_someone_listens() {
         let (_folder, path) = folder();
         assert!(!is_live(&path));
-        let listener = Listener::open(&path).unwrap();
+        let listener = Listener::open(&path, None).unwrap();
         assert!(is_live(&path));
         std::mem::forget(BlockingStream::connect(&path).unwrap());
         drop(listener);
@@ -275,9 +299,9 @@ mod tests {
         assert!(path.exists() && !is_live(&path));
         let asked = ask(path.parent().unwrap(), "tl0").unwrap_err();
         assert!(matches!(asked, AskError::NotRunning { .. }), "{asked}");
-        drop(Listener::open(&path).unwrap());
+        drop(Listener::open(&path, None).unwrap());
         fs::write(&path, "precious").unwrap();
-        assert!(Listener::open(&path).is_err());
+        assert!(Listener::open(&path, None).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
@@ -292,7 +316,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_status_is_said_to_be_none() {
         let (_folder, path) = folder();
-        let listener = Listener::open(&path).unwrap();
+        let listener = Listener::open(&path, None).unwrap();
         let run_dir = path.parent().unwrap().to_owned();
         let asked = std::thread::spawn(move || [ask(&run_dir, "tl0"), ask(&run_dir, "tl0")]);
         listener.next().await.answer("{}");
