@@ -82,6 +82,8 @@ pub struct End {
     pub timer: Option<Time>,
     /// When it will be, by the world's clock.
     pub wakes: Option<u64>,
+    /// Until when the machine sleeps, by the world's clock.
+    pub asleep_until: u64,
     /// Everything its processes said, with the time in the world.
     pub events: Vec<(u64, Event)>,
     /// Every datagram its present process got.
@@ -106,6 +108,7 @@ impl End {
             addresses: Vec::new(),
             timer: None,
             wakes: None,
+            asleep_until: 0,
             events: Vec::new(),
             arrived: HashSet::new(),
             delivered: 0,

@@ -48,7 +48,8 @@ pub enum Fate {
 /// The network's manners.
 #[derive(Clone, Debug)]
 pub struct Network {
-    pub loss: f64,
+    /// Of what each end sends.
+    pub loss: [f64; 2],
     pub duplicate: f64,
     pub corrupt: f64,
     /// One way, drawn for each datagram: so some overtake others.
@@ -62,7 +63,7 @@ pub struct Network {
 impl Default for Network {
     fn default() -> Network {
         Network {
-            loss: 0.0,
+            loss: [0.0; 2],
             duplicate: 0.0,
             corrupt: 0.0,
             delay: 10_000_000..10_000_001,
@@ -197,7 +198,7 @@ impl World {
         let now = self.now;
         self.trace.note(now, ("kill", end), || format!("{} is killed", who(end)));
         let e = &mut self.ends[end];
-        (e.process, e.timer, e.wakes, e.closing) = (None, None, None, false);
+        (e.process, e.timer, e.wakes, e.closing, e.asleep_until) = (None, None, None, false, 0);
         e.sockets.retain(|id, _| *id == SocketId(0));
         e.used = SocketId(0);
     }
@@ -234,6 +235,28 @@ impl World {
         let last = self.dice.range(10..250) as u8;
         self.ends[end].local = IpAddr::V4(Ipv4Addr::new(192, 0, 2, last));
         self.rebind(end);
+    }
+
+    /// The machine sleeps: nothing reaches it, nothing is done, and `CLOCK_BOOTTIME` runs on. What is due waits.
+    pub fn suspend(&mut self, end: usize, time: Duration) {
+        let until = self.now + time.as_nanos() as u64;
+        self.trace.note(self.now, ("suspend", end, until), || format!("{} sleeps for {time:?}", who(end)));
+        let e = &mut self.ends[end];
+        e.asleep_until = e.asleep_until.max(until);
+        e.wakes = e.wakes.map(|at| at.max(until));
+    }
+
+    fn awake(&self, end: usize) -> bool {
+        self.ends[end].running() && self.ends[end].asleep_until <= self.now
+    }
+
+    /// This end's clock leaps ahead.
+    pub fn leap(&mut self, end: usize, by: Duration) {
+        self.trace.note(self.now, ("leap", end, by), || format!("{}'s clock leaps by {by:?}", who(end)));
+        let now = self.now;
+        let e = &mut self.ends[end];
+        e.setup.boot += by.as_nanos() as u64;
+        e.wakes = e.timer.map(|timer| e.world_time(timer).max(now));
     }
 
     /// Both ends learn the peer's address of now, where they have its name.
@@ -329,7 +352,8 @@ impl World {
                 let addresses = self.ends[end].addresses.clone();
                 let (now, time) = (self.now, self.ends[end].time(self.now));
                 self.trace.note(now, ("resolve", end), || format!("{} resolves {addresses:?}", who(end)));
-                if let Some(process) = &mut self.ends[end].process {
+                if self.awake(end) {
+                    let process = self.ends[end].process();
                     process.watch.named(&addresses);
                     process.link.handle_addresses(time, &addresses);
                     self.carry_out(end);
@@ -353,7 +377,7 @@ impl World {
             Fate::Drop => return self.trace.note(now, "lost", || "  … lost".into()),
             Fate::Hold => return self.held.push(flight),
         }
-        if self.network.blocked[flight.sender] || self.dice.chance(self.network.loss) {
+        if self.network.blocked[flight.sender] || self.dice.chance(self.network.loss[flight.sender]) {
             return self.trace.note(now, "lost", || "  … lost".into());
         }
         let copies = 1 + u64::from(self.dice.chance(self.network.duplicate));
@@ -392,7 +416,7 @@ impl World {
             Some((end, *socket.0))
         });
         match place {
-            Some((end, socket)) if self.ends[end].running() => {
+            Some((end, socket)) if self.awake(end) => {
                 let now = self.now;
                 self.trace.note(now, (end, "gets"), || format!("{} gets {}", who(end), show(&flight)));
                 self.receive(end, socket, flight);
@@ -441,7 +465,7 @@ impl World {
         let Some(traffic) = self.traffic[end] else { return };
         let pause = self.dice.range(0..(2e9 / traffic.rate) as u64);
         self.at(self.now + pause, Happening::Frame(end));
-        if self.ends[end].running() {
+        if self.awake(end) {
             self.send_frame(end, traffic.longest);
             self.carry_out(end); // the send may have failed
         }

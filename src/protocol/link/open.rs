@@ -419,6 +419,7 @@ impl Link {
             index: own.index,
             peer_index: peer.index,
             rank: Rank { epoch: own.epoch.max(peer.epoch), lower_key_began: initiator == self.lower_key },
+            said: own.epoch,
             parent: None,
             path,
         };
