@@ -1,4 +1,4 @@
-//! What must come of each situation by name: `docs/PROTOCOL.md` is the text, these are its consequences.
+//! The course of the protocol by name: `docs/PROTOCOL.md` is the text, these are its consequences. Attacks are in `hostile.rs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

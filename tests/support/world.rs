@@ -3,7 +3,7 @@
 use super::{
     A, B, Dice,
     end::{End, EndSetup},
-    trace::{Lines, Trace},
+    trace::{Lines, Trace, fingerprint},
     watch::Frames,
 };
 use std::{
@@ -54,7 +54,7 @@ pub struct Network {
     pub corrupt: f64,
     /// One way, drawn for each datagram: so some overtake others.
     pub delay: std::ops::Range<u64>,
-    /// Kept back for up to five seconds.
+    /// Kept back for up to five seconds, now and then for a minute.
     pub hold_back: f64,
     /// Nothing passes that this end sends.
     pub blocked: [bool; 2],
@@ -185,6 +185,8 @@ impl World {
         }
         let (now, seed) = (self.now, self.seed.wrapping_add(1 + end as u64));
         self.trace.note(now, ("start", end), || format!("{} starts", who(end)));
+        self.ends[end].asleep_until = 0;
+        self.ends[end].born = self.log.as_ref().map_or(0, Vec::len);
         self.ends[end].start(now, seed);
         let time = self.ends[end].time(now);
         let addresses = self.ends[end].addresses.clone();
@@ -246,7 +248,7 @@ impl World {
         e.wakes = e.wakes.map(|at| at.max(until));
     }
 
-    fn awake(&self, end: usize) -> bool {
+    pub fn awake(&self, end: usize) -> bool {
         self.ends[end].running() && self.ends[end].asleep_until <= self.now
     }
 
@@ -256,7 +258,7 @@ impl World {
         let now = self.now;
         let e = &mut self.ends[end];
         e.setup.boot += by.as_nanos() as u64;
-        e.wakes = e.timer.map(|timer| e.world_time(timer).max(now));
+        e.wakes = e.timer.map(|timer| e.world_time(timer).max(now).max(e.asleep_until));
     }
 
     /// Both ends learn the peer's address of now, where they have its name.
@@ -274,7 +276,8 @@ impl World {
     pub fn together(&self) -> bool {
         let line = |end: &End| {
             let status = end.status()?;
-            Some((status.state == State::Up, status.session?.epoch, status.session?.post_quantum))
+            let rank = end.process.as_ref()?.watch.rank()?;
+            Some((status.state == State::Up, status.session.map(|s| (s.epoch, s.post_quantum))?, rank))
         };
         let (a, b) = (line(&self.ends[0]), line(&self.ends[1]));
         a == b && a.is_some_and(|(up, ..)| up)
@@ -336,6 +339,7 @@ impl World {
         (self.ends[end].timer, self.ends[end].wakes) = (None, None); // it has fired
         let process = self.ends[end].process();
         process.watch.timeout(now);
+        process.watch.handles(false);
         process.link.handle_timeout(time);
         self.carry_out(end);
         if let Some(next) = self.ends[end].process.as_ref().and_then(|p| p.link.poll_timeout()) {
@@ -367,8 +371,9 @@ impl World {
     /// What the network does with a datagram.
     pub fn launch(&mut self, flight: Flight) {
         let now = self.now;
-        self.trace
-            .note(now, (flight.sender, &flight.bytes), || format!("{} sends {}", who(flight.sender), show(&flight)));
+        self.trace.note(now, (flight.sender, fingerprint(&flight.bytes)), || {
+            format!("{} sends {}", who(flight.sender), show(&flight))
+        });
         if let Some(log) = &mut self.log {
             log.push(flight.clone());
         }
@@ -388,7 +393,8 @@ impl World {
             }
             let mut delay = self.dice.range(self.network.delay.clone());
             if self.dice.chance(self.network.hold_back) {
-                delay += self.dice.range(0..5_000_000_000);
+                let longest = if self.dice.chance(0.1) { 60 } else { 5 };
+                delay += self.dice.range(0..longest * 1_000_000_000);
             }
             self.at(now + delay, Happening::Arrive(copy));
         }
