@@ -1,8 +1,8 @@
 //! Thousands of links, each in a world of its own with a network that fails in every way a network can, and ends that
 //! die, move and say goodbye. What must never happen is watched after every event (`support/watch.rs`); when the faults
-//! are over, both ends must come together within a stated time, and stay.
+//! are over, both ends must come together within a stated time, and stay. `docs/RELIABILITY.md` lists faults and checks.
 //!
-//! `TIELINE_SEEDS=20000 cargo test --test simulation` tries more worlds, `TIELINE_SEED=7` one, with its trace.
+//! `TIELINE_SEEDS=100000 cargo test --release --test simulation` tries more worlds, `TIELINE_SEED=7` one, with its trace.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,13 +17,21 @@ use std::{
     thread,
     time::Duration,
 };
-use support::{trace::Lines, world::Network, *};
+use support::{
+    trace::{Lines, fingerprint},
+    world::Network,
+    *,
+};
 use tieline::protocol::{
     Event, Input, Notice, Output, Path, Received, Small, constants::*, control::State, link::RekeyTimes, wire::Kind,
 };
 
 /// Worlds in an ordinary `cargo test`.
-const SEEDS: u64 = 2_400;
+const SEEDS: u64 = 5_000;
+/// One world of so many is lived through twice, and must be the same to the bit.
+const REPEATED: u64 = 64;
+/// What is lost each way where a line heals badly.
+const LOSSY: f64 = 0.3;
 
 /// Something that is done to a link.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +47,14 @@ enum Fault {
     Rebind(usize),
     /// This machine's own address changes.
     Renumber(usize),
+    /// The machine sleeps, with its clock running.
+    Suspend(usize, Duration),
+    /// Its clock leaps ahead.
+    Leap(usize, Duration),
+    /// This end can draw no randomness …
+    Dry(usize),
+    /// … until this.
+    Wet(usize),
     /// Somebody who holds no key sends this end something.
     Forge(usize),
 }
@@ -52,6 +68,8 @@ struct Plan {
     faults: Vec<(Duration, Fault)>,
     /// When the last fault is over.
     end: Duration,
+    /// Whether the line that is left then still loses [`LOSSY`] each way for a while.
+    lossy: bool,
 }
 
 impl Plan {
@@ -60,15 +78,18 @@ impl Plan {
         let setups = draw_setups(dice);
         let slowest = setups.iter().map(|s| s.params.interval).max().unwrap_or_default();
         // A slow line needs longer to show anything; now and then a line runs past its sessions' lives.
-        let seconds = if dice.chance(0.04) { dice.range(180..420) } else { dice.range(3..30) };
+        let seconds = if dice.chance(0.03) { dice.range(180..420) } else { dice.range(3..30) };
         let end = Duration::from_secs(seconds) + slowest * 4;
         let rough = if dice.chance(0.2) { 0.0 } else { 1.0 };
         let delay = dice.range(100_000..80_000_000);
         let jitter = if dice.chance(0.5) { dice.range(1..100_000_000) } else { 1 };
-        let rate = 10f64.powf(dice.range(0..1_700) as f64 / 1_000.0);
+        let rate = 10f64.powf(dice.range(0..1_500) as f64 / 1_000.0);
+        let mut loss = || rough * *dice.pick(&[0.0, 0.01, 0.1, 0.3, 0.5]);
+        let one = loss();
+        let loss = [one, if rough * one > 0.2 { loss() } else { one }];
         Plan {
             network: Network {
-                loss: rough * *dice.pick(&[0.0, 0.01, 0.1, 0.3, 0.5]),
+                loss,
                 duplicate: rough * *dice.pick(&[0.0, 0.05, 0.3]),
                 corrupt: rough * *dice.pick(&[0.0, 0.02, 0.1]),
                 delay: delay..delay + jitter,
@@ -76,10 +97,11 @@ impl Plan {
                 blocked: [false; 2],
             },
             notice_loss: *dice.pick(&[0.0, 0.0, 0.5]),
-            traffic: Traffic { rate: if seconds > 100 { rate.min(5.0) } else { rate }, longest: 1_400 },
+            traffic: Traffic { rate: if seconds > 100 { rate.min(5.0) } else { rate }, longest: 700 },
             faults: draw_faults(dice, end),
             setups,
             end,
+            lossy: dice.chance(0.25),
         }
     }
 }
@@ -101,7 +123,7 @@ fn draw_setups(dice: &mut Dice) -> [EndSetup; 2] {
         setup.params.post_quantum = dice.chance(0.6);
         setup.params.interval = *dice.pick(&[50, 200, 1_000, 1_000, 1_000, 5_000].map(Duration::from_millis));
         if rekeys {
-            setup.params.rekey = RekeyTimes { initiator: dice.ms(500..8_000), responder: dice.ms(500..12_000) };
+            setup.params.rekey = RekeyTimes { initiator: dice.ms(1_000..10_000), responder: dice.ms(1_000..15_000) };
         }
         setup
     })
@@ -112,9 +134,11 @@ fn draw_faults(dice: &mut Dice, end: Duration) -> Vec<(Duration, Fault)> {
     let whole = end.as_millis() as u64;
     for _ in 0..dice.range(0..8) {
         let at = dice.ms(0..whole);
-        let until = (at + dice.ms(0..10_000)).min(end);
+        // In a long life there are long faults too: longer than sessions live.
+        let longest = if whole > 200_000 && dice.chance(0.3) { 250_000 } else { 10_000 };
+        let until = (at + dice.ms(0..longest)).min(end);
         let who = dice.range(0..2) as usize;
-        match dice.range(0..8) {
+        match dice.range(0..12) {
             0 => faults.extend([(at, Fault::Block(who)), (until, Fault::Unblock(who))]),
             1 => {
                 let both = [(at, Fault::Block(A)), (at, Fault::Block(B))];
@@ -123,6 +147,14 @@ fn draw_faults(dice: &mut Dice, end: Duration) -> Vec<(Duration, Fault)> {
             2 | 3 => faults.extend([(at, Fault::Kill(who)), (until.min(at + dice.ms(0..4_000)), Fault::Start(who))]),
             4 => faults.extend([(at, Fault::Close(who)), (until, Fault::Start(who))]),
             5 | 6 => faults.push((at, Fault::Rebind(who))),
+            7 => {
+                faults.extend([(at, Fault::Kill(A)), (at, Fault::Kill(B))]);
+                faults
+                    .extend([(until, Fault::Start(who)), (end.min(until + dice.ms(0..3_000)), Fault::Start(1 - who))]);
+            }
+            8 => faults.push((at, Fault::Suspend(who, until - at))),
+            9 => faults.push((at, Fault::Leap(who, dice.ms(0..400_000)))),
+            10 => faults.extend([(at, Fault::Dry(who)), (until, Fault::Wet(who))]),
             _ => faults.push((at, Fault::Renumber(who))),
         }
     }
@@ -177,12 +209,19 @@ fn inflict(world: &mut World, fault: Fault) {
         Fault::Block(end) => world.network.blocked[end] = true,
         Fault::Unblock(end) => world.network.blocked[end] = false,
         Fault::Kill(end) if world.ends[end].running() => world.kill(end),
-        Fault::Close(end) if world.ends[end].running() => world.close(end),
+        Fault::Close(end) if world.awake(end) => world.close(end),
         Fault::Start(end) => start(world, end),
         Fault::Rebind(end) => world.rebind(end),
         Fault::Renumber(end) => world.renumber(end),
+        Fault::Suspend(end, time) if world.ends[end].running() => world.suspend(end, time),
+        Fault::Leap(end, by) => world.leap(end, by),
+        Fault::Dry(end) | Fault::Wet(end) => {
+            if let Some(process) = &world.ends[end].process {
+                process.draws.dry.store(matches!(fault, Fault::Dry(_)), Relaxed);
+            }
+        }
         Fault::Forge(end) => forge(world, end),
-        Fault::Kill(_) | Fault::Close(_) => {}
+        Fault::Kill(_) | Fault::Close(_) | Fault::Suspend(..) => {}
     }
 }
 
@@ -202,12 +241,17 @@ fn recover(world: &mut World, plan: &Plan) {
     let interval = plan.setups.iter().map(|s| s.params.interval).max().unwrap_or_default();
     let std::ops::Range { start: least, end: most } = plan.network.delay;
     let delay = least..most.min(least + interval.as_nanos() as u64);
-    world.network = Network { delay, ..Network::default() };
+    world.network = Network { delay, loss: if plan.lossy { [LOSSY; 2] } else { [0.0; 2] }, ..Network::default() };
     world.notice_loss = 0.0;
     for end in [A, B] {
         start(world, end);
+        inflict(world, Fault::Wet(end));
     }
     world.resolve_all();
+    if plan.lossy {
+        recover_lossy(world, bound(plan));
+        world.network.loss = [0.0; 2];
+    }
     // They may be together in what they have yet to find broken: what counts is when they are to stay so.
     let (bound, from) = (bound(plan), world.now);
     let mut apart = from;
@@ -226,6 +270,11 @@ fn recover(world: &mut World, plan: &Plan) {
     let sealed = [A, B].map(|end| world.ends[end].sealed);
     world.run(Duration::from_secs(6));
     assert!(world.run_until(Duration::from_secs(2), World::together), "came apart again without a cause");
+    // One that could draw nothing when it had to rekey runs to its session's stop, and opens anew.
+    let spent = |end: &usize| world.ends[*end].said(|e| matches!(e, Event::RekeyFailed(_))) > 0;
+    if [A, B].iter().any(spent) {
+        return;
+    }
     assert_eq!(states, changes(world), "the state changed on a line without faults");
     for end in [A, B] {
         let sent = world.ends[1 - end].sealed - sealed[1 - end];
@@ -234,29 +283,56 @@ fn recover(world: &mut World, plan: &Plan) {
     }
 }
 
+/// Much of the line still is lost: both ends come together all the same. What luck may cost is judged over all worlds.
+fn recover_lossy(world: &mut World, bound: Duration) {
+    let from = world.now;
+    assert!(
+        world.run_until(bound * 3, World::together),
+        "not together {:?} after the line healed to {LOSSY}",
+        bound * 3
+    );
+    LOSSY_WORLDS.fetch_add(1, Relaxed);
+    LOSSY_LATE.fetch_add(u64::from(world.now - from > bound.as_nanos() as u64), Relaxed);
+}
+
+/// Lines that healed to [`LOSSY`], and those of them that took longer than their bound.
+static LOSSY_WORLDS: AtomicU64 = AtomicU64::new(0);
+static LOSSY_LATE: AtomicU64 = AtomicU64::new(0);
+
 /// How near to the bound the slowest recovery came, in percent.
 static SLOWEST: AtomicU64 = AtomicU64::new(0);
 
-/// Sends `end` something from one who holds no key: junk, a damaged copy, or a copy of what it got before. None of it
-/// may change what the end says of itself; it counts as dropped, and draws a Challenge or a Response at most.
+/// What one who holds no key can send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Forgery {
+    /// Nothing an end ever sent: junk, with or without a header that was, a damaged copy, or a copy for the other end.
+    Junk,
+    /// What the end got before.
+    Copy,
+    /// What was sent to it when another process of it ran.
+    Old,
+}
+
+/// Sends `end` something from one who holds no key. None of it may change what the end says of itself; it counts as
+/// dropped, or it draws one Challenge or one cached Response.
 fn forge(world: &mut World, end: usize) {
-    if !world.ends[end].running() {
+    if !world.awake(end) {
         return;
     }
     world.catch_up(end); // what is due anyway is done before
     if !world.ends[end].running() {
         return;
     }
-    let Some((mut flight, copied)) = draw_forgery(world, end) else { return };
+    let Some((mut flight, forgery)) = draw_forgery(world, end) else { return };
     if world.dice.chance(0.3) {
         flight.from = "203.0.113.66:666".parse().unwrap();
     }
     let now = world.now;
-    world.trace.note(now, ("forged", &flight.bytes), || format!("forged, copy {copied}: {:?}", flight.kind()));
-    inject(world, end, flight, copied);
+    world.trace.note(now, ("forged", &flight.bytes), || format!("forged, {forgery:?}: {:?}", flight.kind()));
+    inject(world, end, flight, forgery);
 }
 
-fn draw_forgery(world: &mut World, end: usize) -> Option<(Flight, bool)> {
+fn draw_forgery(world: &mut World, end: usize) -> Option<(Flight, Forgery)> {
     let log = world.log.as_ref()?;
     let (count, recent) = (log.len() as u64, log.len().saturating_sub(300) as u64);
     if count == 0 {
@@ -264,8 +340,9 @@ fn draw_forgery(world: &mut World, end: usize) -> Option<(Flight, bool)> {
     }
     let from = if world.dice.chance(0.7) { recent } else { 0 };
     let at = world.dice.range(from..count) as usize;
+    let born = world.ends[end].born as u64;
     let mut flight = world.log.as_ref()?[at].clone();
-    match world.dice.range(0..4) {
+    match world.dice.range(0..6) {
         0 => {
             let len = *world.dice.pick(&[0, 1, 32, 48, 64, 100, 124, 200]);
             flight.bytes = vec![world.dice.range(0..8) as u8; len];
@@ -273,19 +350,37 @@ fn draw_forgery(world: &mut World, end: usize) -> Option<(Flight, bool)> {
             let mut junk = vec![0; len - body];
             world.dice.fill(&mut junk);
             flight.bytes[body..].copy_from_slice(&junk);
-            Some((flight, false))
+            Some((flight, Forgery::Junk))
         }
         1 => {
             let whole = flight.bytes.clone();
             world.damage(&mut flight.bytes);
-            (flight.bytes != whole).then_some((flight, false))
+            (flight.bytes != whole).then_some((flight, Forgery::Junk))
         }
-        2 => (flight.sender == end).then_some((flight, false)), // reflected
-        _ => (flight.sender != end && world.ends[end].arrived.contains(&flight.bytes)).then_some((flight, true)),
+        2 => (flight.sender == end).then_some((flight, Forgery::Junk)), // reflected
+        3 => {
+            // An index that is known, and any counter.
+            let kept = flight.bytes.get(..8).filter(|_| !flight.cold() && flight.sender != end)?.to_vec();
+            world.dice.fill(&mut flight.bytes);
+            flight.bytes[..8].copy_from_slice(&kept);
+            let counter = *world.dice.pick(&[0, 1, 100, 70_000, 1 << 28, u64::MAX]);
+            flight.bytes[8..16].copy_from_slice(&counter.wrapping_add(world.dice.range(0..50)).to_be_bytes());
+            Some((flight, Forgery::Junk))
+        }
+        4 if born > 0 => {
+            let old = world.dice.range(0..born) as usize;
+            let flight = world.log.as_ref()?[old].clone();
+            let again = world.ends[end].arrived.contains(&fingerprint(&flight.bytes));
+            (flight.sender != end && !again).then_some((flight, Forgery::Old))
+        }
+        _ => {
+            let came = world.ends[end].arrived.contains(&fingerprint(&flight.bytes));
+            (flight.sender != end && came).then_some((flight, Forgery::Copy))
+        }
     }
 }
 
-fn inject(world: &mut World, end: usize, mut flight: Flight, copied: bool) {
+fn inject(world: &mut World, end: usize, mut flight: Flight, forgery: Forgery) {
     let time = world.ends[end].time(world.now);
     let Some((&socket, _)) = world.ends[end].sockets.iter().next() else { return };
     let path = Path { socket, local: Some(world.ends[end].local), peer: flight.from };
@@ -297,10 +392,11 @@ fn inject(world: &mut World, end: usize, mut flight: Flight, copied: bool) {
     let received = process.receiver.receive(time, path, &mut flight.bytes);
     match received {
         Received::Nothing => assert_ne!(world.ends[end].drops(), before.1, "dropped without being counted"),
-        Received::Cold if copied => {
+        Received::Cold if forgery != Forgery::Junk => {
             let input = Input::Cold { path, datagram: Small::new(&whole) };
+            process.watch.handles(false);
             process.link.handle_input(time, input);
-            answers_only(world, end, kind, flight.from);
+            answers_only(world, end, kind, forgery, flight.from);
         }
         other => panic!("a forged datagram was taken: {other:?}"),
     }
@@ -316,18 +412,21 @@ fn inject(world: &mut World, end: usize, mut flight: Flight, copied: bool) {
 }
 
 /// Carries out what the engine says to a copied cold-open datagram, which is not much.
-fn answers_only(world: &mut World, end: usize, kind: Option<Kind>, to: std::net::SocketAddr) {
-    let mut outputs = Vec::new();
+fn answers_only(world: &mut World, end: usize, kind: Option<Kind>, forgery: Forgery, to: std::net::SocketAddr) {
+    let (mut outputs, mut answers) = (Vec::new(), 0);
     while let Some(output) = world.ends[end].process().link.poll_output() {
         match &output {
             Output::Send(transmit) => {
                 assert_eq!(transmit.path.peer, to);
                 let answer = Kind::of(&transmit.datagram);
                 let fits = [(Some(Kind::Knock), Some(Kind::Challenge)), (Some(Kind::Init), Some(Kind::Response))];
+                let fits = if forgery == Forgery::Old { &fits[..1] } else { &fits[..] };
                 assert!(fits.contains(&(kind, answer)), "a copy of {kind:?} drew {answer:?}");
+                answers += 1;
+                assert_eq!(answers, 1, "a copy of {kind:?} drew more than one answer");
             }
             // An Init that had come too soon after another may be taken the second time.
-            Output::Ingress(_) => assert_eq!(kind, Some(Kind::Init)),
+            Output::Ingress(_) => assert_eq!((kind, forgery), (Some(Kind::Init), Forgery::Copy)),
             Output::Egress(_) => panic!("a copy of {kind:?} spoke to the egress loop"),
             Output::Event(event) => panic!("a copy of {kind:?} was news: {event:?}"),
         }
@@ -385,7 +484,11 @@ fn faults_break_no_promise_and_the_link_recovers() {
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(&seed) = seeds.get(next.fetch_add(1, Relaxed) as usize) {
-                    if let Err(panic) = catch_unwind(|| run(seed, None)) {
+                    let live = || {
+                        let trace = run(seed, None);
+                        assert!(seed % REPEATED != 0 || trace == run(seed, None), "the same seed gave another trace");
+                    };
+                    if let Err(panic) = catch_unwind(live) {
                         failed.lock().unwrap().push((seed, words(&*panic)));
                     }
                 }
@@ -395,15 +498,11 @@ fn faults_break_no_promise_and_the_link_recovers() {
     let mut failed = failed.into_inner().unwrap();
     failed.sort();
     println!("{} worlds; the slowest recovery took {} % of its bound", seeds.len(), SLOWEST.load(Relaxed));
+    let (late, lossy) = (LOSSY_LATE.load(Relaxed), LOSSY_WORLDS.load(Relaxed));
+    println!("{late} of {lossy} took longer than it where {LOSSY} was still lost each way");
+    assert!(late * 100 <= lossy + 99, "at a loss of {LOSSY} more than one in a hundred took too long");
     if let Some((seed, reason)) = failed.first() {
         let all: Vec<String> = failed.iter().map(|(seed, why)| format!("{seed}: {why}")).collect();
         panic!("{}\n{} of {} failed:\n{}", explain(*seed, reason), failed.len(), seeds.len(), all.join("\n"));
-    }
-}
-
-#[test]
-fn a_seed_repeats_to_the_bit() {
-    for seed in 0..12 {
-        assert_eq!(run(seed, None), run(seed, None), "seed {seed} does not repeat");
     }
 }

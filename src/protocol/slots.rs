@@ -51,6 +51,8 @@ pub enum Kind {
 /// egress loops when it becomes `cur`.
 pub struct Session {
     pub rank: Rank,
+    /// The epoch this end said in making it.
+    pub said: u32,
     pub kind: Kind,
     pub agreed: Agreed,
     /// Whether an ML-KEM exchange went into its keys.
@@ -150,8 +152,11 @@ impl Slots {
     }
 
     /// The epoch this end says in its next message; none past the last one.
+    ///
+    /// Of an unconfirmed session only what this end said counts: what the other one did may be forged, and one forged
+    /// epoch near the last would end all opening and rekeying.
     pub fn next_epoch(&self) -> Option<u32> {
-        let highest = self.answered.iter().map(|s| s.rank.epoch).fold(self.high, u32::max);
+        let highest = self.answered.iter().map(|s| s.said).fold(self.high, u32::max);
         highest.checked_add(1).filter(|epoch| *epoch <= MAX_EPOCH)
     }
 

@@ -1,16 +1,24 @@
 //! The driver of an end, as `src/control` and `src/dataplane` would be: it carries out what the engine says, wakes it in
 //! time, and takes what comes.
 
-use super::world::{Flight, World, who};
-use tieline::protocol::{EgressUpdate, Event, HEADER, Input, Output, Path, Received, Small, SocketId, TAG, Time};
+use super::{
+    trace::fingerprint,
+    world::{Flight, World, who},
+};
+use tieline::protocol::{
+    EgressUpdate, Event, HEADER, IngressUpdate, Input, Output, Path, Received, Small, SocketId, TAG, Time, wire::Kind,
+};
 
 impl World {
     /// Carries out everything the engine says, in order, then looks at what it came to.
     pub fn carry_out(&mut self, end: usize) {
+        let mut outputs = 0;
         while let Some(output) = self.ends[end].process().link.poll_output() {
             self.carry_out_one(end, output);
+            outputs += 1;
         }
         let process = self.ends[end].process();
+        process.watch.settled(outputs);
         process.watch.look(&process.link.status());
         let next = process.link.poll_timeout();
         if process.link.is_closed() {
@@ -21,7 +29,7 @@ impl World {
 
     fn carry_out_one(&mut self, end: usize, output: Output) {
         match output {
-            Output::Ingress(update) => self.ends[end].process().receiver.apply(update),
+            Output::Ingress(update) => self.ingress(end, update),
             Output::Egress(update) => self.egress(end, update),
             Output::Send(transmit) => self.transmit(end, transmit.path, transmit.datagram),
             Output::Event(event) => self.event(end, event),
@@ -49,6 +57,16 @@ impl World {
         }
     }
 
+    fn ingress(&mut self, end: usize, update: IngressUpdate) {
+        let process = self.ends[end].process();
+        match &update {
+            IngressUpdate::Install(_) => process.watch.installed(),
+            IngressUpdate::Remove(_) => process.watch.removed(),
+            IngressUpdate::Current { .. } => {}
+        }
+        process.receiver.apply(update);
+    }
+
     fn egress(&mut self, end: usize, update: EgressUpdate) {
         let process = self.ends[end].process();
         process.sender.apply(update);
@@ -68,7 +86,7 @@ impl World {
         process.sender.handed_over();
         if let Some(path) = process.sender.path() {
             if !frame.is_empty() {
-                self.frames.sealed(end, &self.ends, frame);
+                self.frames.sealed(self.now, end, &self.ends, frame);
                 self.ends[end].sealed += 1;
             }
             self.transmit(end, path, datagram);
@@ -98,7 +116,8 @@ impl World {
                 e.sockets.retain(|other, _| other == id || listens && *other == SocketId(0));
             }
             Event::Path(path) => self.ends[end].process().watch.named(&[path.peer]),
-            Event::Session { post_quantum, .. } => {
+            Event::Session { post_quantum, epoch, .. } => {
+                self.ends[end].process().watch.session(*epoch);
                 let hybrid = self.ends.iter().any(|end| end.setup.params.post_quantum);
                 assert!(*post_quantum || !hybrid, "a session came into use that is not hybrid");
             }
@@ -131,7 +150,7 @@ impl World {
         let path = Path { socket, local: Some(self.ends[end].local), peer: from };
         let header: Vec<u8> = bytes.iter().take(32).copied().collect();
         let drops = self.ends[end].drops();
-        self.ends[end].arrived.insert(bytes.clone());
+        self.ends[end].arrived.insert(fingerprint(&bytes));
         let process = self.ends[end].process();
         process.watch.received(from, bytes.len());
         let received = process.receiver.receive(time, path, &mut bytes);
@@ -153,6 +172,12 @@ impl World {
             Received::Nothing => None,
         };
         if let Some(input) = input {
+            let begins = match &input {
+                Input::Cold { datagram, .. } => datagram[0] == Kind::Response as u8,
+                Input::Control { message, .. } => message.first() == Some(&2), // RekeyResp
+                Input::Notice(_) => false,
+            };
+            self.ends[end].process().watch.handles(begins);
             self.ends[end].process().link.handle_input(time, input);
             self.carry_out(end);
         }
@@ -160,6 +185,7 @@ impl World {
             && let Some(notice) = process.receiver.poll_notice()
         {
             if !self.dice.chance(self.notice_loss) {
+                self.ends[end].process().watch.handles(false);
                 self.ends[end].process().link.handle_input(time, Input::Notice(notice));
                 self.carry_out(end);
             }

@@ -82,10 +82,14 @@ pub struct End {
     pub timer: Option<Time>,
     /// When it will be, by the world's clock.
     pub wakes: Option<u64>,
+    /// Until when the machine sleeps, by the world's clock.
+    pub asleep_until: u64,
     /// Everything its processes said, with the time in the world.
     pub events: Vec<(u64, Event)>,
-    /// Every datagram its present process got.
-    pub arrived: HashSet<Vec<u8>>,
+    /// Every datagram its present process got, by its fingerprint.
+    pub arrived: HashSet<u64>,
+    /// How many datagrams had been sent when that started.
+    pub born: usize,
     /// User frames delivered to it.
     pub delivered: u64,
     /// User frames it sealed.
@@ -106,8 +110,10 @@ impl End {
             addresses: Vec::new(),
             timer: None,
             wakes: None,
+            asleep_until: 0,
             events: Vec::new(),
             arrived: HashSet::new(),
+            born: 0,
             delivered: 0,
             sealed: 0,
         }
@@ -135,7 +141,8 @@ impl End {
         let (link, sender, receiver) =
             Link::new(self.setup.params.clone(), &secret, &self.peer, psk.as_ref(), entropy, self.time(now))
                 .expect("keys that fit");
-        let watch = ProcessWatch::new(self.generation);
+        let lower_key = secret.public().expect("a public key").as_bytes() < self.peer.as_bytes();
+        let watch = ProcessWatch::new(lower_key);
         self.process = Some(Process { link, sender, receiver, draws, watch });
     }
 

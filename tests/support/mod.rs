@@ -9,6 +9,7 @@ mod driver;
 pub mod end;
 pub mod entropy;
 pub mod puppet;
+pub mod scenes;
 pub mod trace;
 pub mod watch;
 pub mod world;

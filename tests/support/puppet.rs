@@ -1,14 +1,16 @@
-//! An initiator played by hand, out of the protocol's parts: it has the keys of a real end, and none of its manners.
+//! An end played by hand, out of the protocol's parts: it has the keys of a real end, and none of its manners.
 
 use super::{SeededEntropy, World, end::EndSetup};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use std::net::SocketAddr;
 use tieline::{
     keys::SecretKey,
     protocol::{
+        constants::CONTROL_LANE,
         crypto::OpenKeys,
-        handshake::Statics,
+        handshake::{Handshake, Root, Statics},
         session::{Cipher, Halves, Shape, lane_set},
-        wire::{self, Payload, Token, Verdict},
+        wire::{self, Header, Kind, Payload, Token, Verdict},
     },
 };
 
@@ -18,7 +20,47 @@ pub struct Puppet {
     statics: Statics,
     entropy: SeededEntropy,
     address: SocketAddr,
-    knocks: u8,
+    knocks: u64,
+}
+
+/// A session the puppet holds, data lanes included whether it is a bootstrap or not.
+pub struct Held {
+    /// What the real end said of itself.
+    pub peer: Payload,
+    pub halves: Halves,
+    root: Root,
+    /// 0 where the puppet began.
+    direction: u8,
+}
+
+impl Held {
+    fn new(handshake: Handshake, own: &Payload, peer: Payload, initiator: bool) -> Held {
+        let shape = Shape {
+            cipher: Cipher::Aes256Gcm,
+            initiator,
+            own_index: own.index,
+            peer_index: peer.index,
+            lanes: Some(lane_set(1)),
+            partial_checksum: true,
+        };
+        let root = handshake.split().expect("a split");
+        let halves = Halves::derive(&root, &shape).expect("keys");
+        Held { peer, halves, root, direction: u8::from(!initiator) }
+    }
+
+    /// Seals `text` under any counter: no real sealing half can be made to.
+    pub fn seal_at(&self, lane: u8, counter: u64, text: &[u8]) -> Vec<u8> {
+        let kind = if lane == CONTROL_LANE { Kind::Control } else { Kind::Data };
+        let header = Header { kind, flags: 0, lane, path: 0, index: self.peer.index, counter }.encode();
+        let keys = self.root.lane(Cipher::Aes256Gcm as u8, self.direction, lane).expect("lane keys");
+        let mut nonce = *keys.iv;
+        nonce[4..].iter_mut().zip(counter.to_be_bytes()).for_each(|(byte, c)| *byte ^= c);
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &*keys.key).expect("a key"));
+        let mut sealed = text.to_vec();
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(&header[..]), &mut sealed)
+            .expect("a seal");
+        [&header[..], &sealed].concat()
+    }
 }
 
 impl Puppet {
@@ -34,36 +76,42 @@ impl Puppet {
         }
     }
 
-    /// Opens a session at `end` without confirming it: what its Response said, and the keys, data lanes included
-    /// whether it is a bootstrap or not. None where the Init got no answer.
-    pub fn open(&mut self, world: &mut World, end: usize, epoch: u32) -> Option<(Payload, Halves)> {
+    fn payload(epoch: u32) -> Payload {
+        Payload { index: 0xabcd, epoch, ciphers: 3, flags: 0, lanes: 1, verdict: Verdict::Fine, interval_ms: 1_000 }
+    }
+
+    /// Opens a session at `end` without confirming it. None where the Init got no answer.
+    pub fn open(&mut self, world: &mut World, end: usize, epoch: u32) -> Option<Held> {
         self.knocks += 1;
-        let nonce = [self.knocks; 16];
+        let mut nonce = [1; 16];
+        nonce[..8].copy_from_slice(&self.knocks.to_be_bytes());
         let answers = world.give(end, self.address, &wire::knock(&nonce, &self.keys.sending));
         let token: Token = answers[0].bytes[20..44].try_into().expect("a token");
-        let own = Payload {
-            index: 0xabcd,
-            epoch,
-            ciphers: 3,
-            flags: 0,
-            lanes: 1,
-            verdict: Verdict::Fine,
-            interval_ms: 1_000,
-        };
-        let prologue = [b"tieline v1 cold", &nonce[..], &token].concat();
-        let mut handshake = self.statics.initiate(&prologue, &[0; 32], &mut self.entropy).expect("a handshake");
+        let own = Puppet::payload(epoch);
+        let mut handshake =
+            self.statics.initiate(&prologue(&nonce, &token), &[0; 32], &mut self.entropy).expect("a handshake");
         let noise = handshake.write(&own.encode()).expect("message 1");
         let answers = world.give(end, self.address, &wire::init(&nonce, &token, &noise, &self.keys.sending));
-        let peer =
-            Payload::parse(&handshake.read(&answers.first()?.bytes[20..84]).expect("message 2")).expect("a payload");
-        let shape = Shape {
-            cipher: Cipher::Aes256Gcm,
-            initiator: true,
-            own_index: own.index,
-            peer_index: peer.index,
-            lanes: Some(lane_set(1)),
-            partial_checksum: true,
-        };
-        Some((peer, Halves::derive(&handshake.split().expect("a split"), &shape).expect("keys")))
+        let message = handshake.read(&answers.first()?.bytes[20..84]).expect("message 2");
+        Some(Held::new(handshake, &own, Payload::parse(&message).expect("a payload"), true))
     }
+
+    /// Answers the attempt `end` has under way, at whatever address that knocks.
+    pub fn answer(&mut self, world: &mut World, end: usize, epoch: u32) -> Held {
+        let knock = world.logged(end, Kind::Knock).pop().expect("a Knock");
+        let nonce: [u8; 16] = knock.bytes[4..20].try_into().expect("a nonce");
+        let token: Token = [7; 24];
+        let answers = world.give(end, knock.to, &wire::challenge(&nonce, &token, &self.keys.sending));
+        let own = Payload { ciphers: Cipher::Aes256Gcm as u8, ..Puppet::payload(epoch) };
+        let mut handshake =
+            self.statics.respond(&prologue(&nonce, &token), &[0; 32], &mut self.entropy).expect("a handshake");
+        let message = handshake.read(&answers[0].bytes[44..108]).expect("message 1");
+        let noise = handshake.write(&own.encode()).expect("message 2");
+        world.give(end, knock.to, &wire::response(&nonce, &noise, &self.keys.sending));
+        Held::new(handshake, &own, Payload::parse(&message).expect("a payload"), false)
+    }
+}
+
+fn prologue(nonce: &[u8; 16], token: &Token) -> Vec<u8> {
+    [b"tieline v1 cold", &nonce[..], token].concat()
 }

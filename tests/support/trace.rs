@@ -26,6 +26,15 @@ impl Lines {
     }
 }
 
+/// Tells datagrams and frames apart; cheap, as each byte of a world goes through it.
+pub fn fingerprint(bytes: &[u8]) -> u64 {
+    bytes.chunks(8).fold(bytes.len() as u64, |hash, chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        (hash.rotate_left(5) ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    })
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Trace {

@@ -1,13 +1,13 @@
 //! What must never happen, seen from outside the protocol: each broken promise is a panic that names it.
 
-use super::end::End;
+use super::{end::End, trace::fingerprint};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::SocketAddr,
 };
 use tieline::protocol::{
     Path,
-    constants::{MIN_TRANSPORT, PATH_CHECKS},
+    constants::{MAX_ANSWERED, MIN_TRANSPORT, PATH_CHECKS, SESSION_LIFE},
     control::State,
     link::Status,
     wire::Kind,
@@ -31,11 +31,15 @@ const PATH_CHECK: usize = 12 + MIN_TRANSPORT;
 
 /// What one process did so far, as the world saw it.
 pub struct ProcessWatch {
-    generation: u64,
+    lower_key: bool,
+    /// Whether what is handled now makes this end the initiator of a session that comes of it.
+    begins: bool,
+    /// That of `cur`: epoch, and whether the end with the lower key began.
+    rank: Option<(u32, bool)>,
+    /// Sessions the ingress loop was given and not yet told to forget.
+    held: usize,
     sealed: HashSet<Name>,
     opened: HashSet<Name>,
-    epoch: u32,
-    post_quantum: bool,
     /// Addresses that proved they read what is sent to them, or that config names.
     proven: BTreeSet<SocketAddr>,
     /// Bytes of cold-open answers sent less bytes received.
@@ -50,13 +54,19 @@ impl ProcessWatch {
     /// The most timeouts one end may handle in a second.
     const TIMEOUTS: u32 = 1_000;
 
-    pub fn new(generation: u64) -> ProcessWatch {
+    /// boot, cur, prev, and those in `answered`.
+    const SESSIONS: usize = 3 + MAX_ANSWERED;
+    /// The most that may follow from one thing that happens.
+    const OUTPUTS: usize = 40;
+
+    pub fn new(lower_key: bool) -> ProcessWatch {
         ProcessWatch {
-            generation,
+            lower_key,
+            begins: false,
+            rank: None,
+            held: 0,
             sealed: HashSet::new(),
             opened: HashSet::new(),
-            epoch: 0,
-            post_quantum: false,
             proven: BTreeSet::new(),
             owed: BTreeMap::new(),
             checked: Vec::new(),
@@ -69,6 +79,39 @@ impl ProcessWatch {
         let second = now / 1_000_000_000;
         self.timeouts = if self.timeouts.0 == second { (second, self.timeouts.1 + 1) } else { (second, 1) };
         assert!(self.timeouts.1 <= Self::TIMEOUTS, "the timer spins: {} calls in second {second}", self.timeouts.1);
+    }
+
+    /// The engine is about to handle something; a Response or an M2 makes this end an initiator.
+    pub fn handles(&mut self, begins: bool) {
+        self.begins = begins;
+    }
+
+    /// A session came into use.
+    pub fn session(&mut self, epoch: u32) {
+        let rank = Some((epoch, self.begins == self.lower_key));
+        assert!(rank > self.rank, "cur fell in rank from {:?} to {rank:?}", self.rank);
+        self.rank = rank;
+    }
+
+    /// The rank of the session that came into use last.
+    pub fn rank(&self) -> Option<(u32, bool)> {
+        self.rank
+    }
+
+    /// The ingress loop was given a session.
+    pub fn installed(&mut self) {
+        self.held += 1;
+    }
+
+    /// It was told to forget one.
+    pub fn removed(&mut self) {
+        self.held = self.held.checked_sub(1).expect("a session that was installed");
+    }
+
+    /// Everything the engine had to say of one event was carried out.
+    pub fn settled(&mut self, outputs: usize) {
+        assert!(self.held <= Self::SESSIONS, "{} sessions are held", self.held);
+        assert!(outputs <= Self::OUTPUTS, "{outputs} outputs of one event");
     }
 
     /// A datagram arrived from `from`.
@@ -127,8 +170,7 @@ impl ProcessWatch {
     /// Looks at what the process says of itself, after every event.
     pub fn look(&mut self, status: &Status) {
         if let Some(session) = status.session {
-            assert!(session.epoch >= self.epoch, "cur fell from epoch {} to {}", self.epoch, session.epoch);
-            (self.epoch, self.post_quantum) = (session.epoch, session.post_quantum);
+            assert_eq!(Some(session.epoch), self.rank.map(|rank| rank.0), "another session is in use than was said");
         } else {
             assert_ne!(status.state, State::Up, "Up without a session");
         }
@@ -141,23 +183,30 @@ impl ProcessWatch {
 /// User frames, from end to end.
 #[derive(Default)]
 pub struct Frames {
-    sent: HashMap<Vec<u8>, usize>,
-    delivered: HashSet<Vec<u8>>,
+    /// By its fingerprint: who sent it.
+    sent: HashMap<u64, usize>,
+    delivered: HashSet<u64>,
 }
 
 impl Frames {
     /// `from` seals this frame now.
-    pub fn sealed(&mut self, from: usize, ends: &[End; 2], frame: &[u8]) {
+    pub fn sealed(&mut self, now: u64, from: usize, ends: &[End; 2], frame: &[u8]) {
         let hybrid = ends.iter().any(|end| end.setup.params.post_quantum);
         let session = ends[from].status().and_then(|status| status.session);
         let session = session.expect("user data was sealed with no session in use");
         assert!(session.post_quantum || !hybrid, "user data was sealed in a session that is not hybrid");
-        self.sent.insert(frame.to_vec(), from);
+        let age = ends[from].time(now).since(session.established);
+        assert!(
+            age <= SESSION_LIFE || !ends[from].setup.lateness.is_zero(),
+            "user data was sealed under keys {age:?} old"
+        );
+        self.sent.insert(fingerprint(frame), from);
     }
 
     /// `to` got this frame.
     pub fn delivered(&mut self, to: usize, frame: &[u8]) {
-        assert_eq!(self.sent.get(frame), Some(&(1 - to)), "a frame was delivered that the other end had not sent");
-        assert!(self.delivered.insert(frame.to_vec()), "a frame was delivered twice");
+        let frame = fingerprint(frame);
+        assert_eq!(self.sent.get(&frame), Some(&(1 - to)), "a frame was delivered that the other end had not sent");
+        assert!(self.delivered.insert(frame), "a frame was delivered twice");
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     A, B, Dice,
     end::{End, EndSetup},
-    trace::{Lines, Trace},
+    trace::{Lines, Trace, fingerprint},
     watch::Frames,
 };
 use std::{
@@ -48,12 +48,13 @@ pub enum Fate {
 /// The network's manners.
 #[derive(Clone, Debug)]
 pub struct Network {
-    pub loss: f64,
+    /// Of what each end sends.
+    pub loss: [f64; 2],
     pub duplicate: f64,
     pub corrupt: f64,
     /// One way, drawn for each datagram: so some overtake others.
     pub delay: std::ops::Range<u64>,
-    /// Kept back for up to five seconds.
+    /// Kept back for up to five seconds, now and then for a minute.
     pub hold_back: f64,
     /// Nothing passes that this end sends.
     pub blocked: [bool; 2],
@@ -62,7 +63,7 @@ pub struct Network {
 impl Default for Network {
     fn default() -> Network {
         Network {
-            loss: 0.0,
+            loss: [0.0; 2],
             duplicate: 0.0,
             corrupt: 0.0,
             delay: 10_000_000..10_000_001,
@@ -184,6 +185,8 @@ impl World {
         }
         let (now, seed) = (self.now, self.seed.wrapping_add(1 + end as u64));
         self.trace.note(now, ("start", end), || format!("{} starts", who(end)));
+        self.ends[end].asleep_until = 0;
+        self.ends[end].born = self.log.as_ref().map_or(0, Vec::len);
         self.ends[end].start(now, seed);
         let time = self.ends[end].time(now);
         let addresses = self.ends[end].addresses.clone();
@@ -197,7 +200,7 @@ impl World {
         let now = self.now;
         self.trace.note(now, ("kill", end), || format!("{} is killed", who(end)));
         let e = &mut self.ends[end];
-        (e.process, e.timer, e.wakes, e.closing) = (None, None, None, false);
+        (e.process, e.timer, e.wakes, e.closing, e.asleep_until) = (None, None, None, false, 0);
         e.sockets.retain(|id, _| *id == SocketId(0));
         e.used = SocketId(0);
     }
@@ -236,6 +239,28 @@ impl World {
         self.rebind(end);
     }
 
+    /// The machine sleeps: nothing reaches it, nothing is done, and `CLOCK_BOOTTIME` runs on. What is due waits.
+    pub fn suspend(&mut self, end: usize, time: Duration) {
+        let until = self.now + time.as_nanos() as u64;
+        self.trace.note(self.now, ("suspend", end, until), || format!("{} sleeps for {time:?}", who(end)));
+        let e = &mut self.ends[end];
+        e.asleep_until = e.asleep_until.max(until);
+        e.wakes = e.wakes.map(|at| at.max(until));
+    }
+
+    pub fn awake(&self, end: usize) -> bool {
+        self.ends[end].running() && self.ends[end].asleep_until <= self.now
+    }
+
+    /// This end's clock leaps ahead.
+    pub fn leap(&mut self, end: usize, by: Duration) {
+        self.trace.note(self.now, ("leap", end, by), || format!("{}'s clock leaps by {by:?}", who(end)));
+        let now = self.now;
+        let e = &mut self.ends[end];
+        e.setup.boot += by.as_nanos() as u64;
+        e.wakes = e.timer.map(|timer| e.world_time(timer).max(now).max(e.asleep_until));
+    }
+
     /// Both ends learn the peer's address of now, where they have its name.
     pub fn resolve_all(&mut self) {
         for end in 0..2 {
@@ -251,7 +276,8 @@ impl World {
     pub fn together(&self) -> bool {
         let line = |end: &End| {
             let status = end.status()?;
-            Some((status.state == State::Up, status.session?.epoch, status.session?.post_quantum))
+            let rank = end.process.as_ref()?.watch.rank()?;
+            Some((status.state == State::Up, status.session.map(|s| (s.epoch, s.post_quantum))?, rank))
         };
         let (a, b) = (line(&self.ends[0]), line(&self.ends[1]));
         a == b && a.is_some_and(|(up, ..)| up)
@@ -313,6 +339,7 @@ impl World {
         (self.ends[end].timer, self.ends[end].wakes) = (None, None); // it has fired
         let process = self.ends[end].process();
         process.watch.timeout(now);
+        process.watch.handles(false);
         process.link.handle_timeout(time);
         self.carry_out(end);
         if let Some(next) = self.ends[end].process.as_ref().and_then(|p| p.link.poll_timeout()) {
@@ -329,7 +356,8 @@ impl World {
                 let addresses = self.ends[end].addresses.clone();
                 let (now, time) = (self.now, self.ends[end].time(self.now));
                 self.trace.note(now, ("resolve", end), || format!("{} resolves {addresses:?}", who(end)));
-                if let Some(process) = &mut self.ends[end].process {
+                if self.awake(end) {
+                    let process = self.ends[end].process();
                     process.watch.named(&addresses);
                     process.link.handle_addresses(time, &addresses);
                     self.carry_out(end);
@@ -343,8 +371,9 @@ impl World {
     /// What the network does with a datagram.
     pub fn launch(&mut self, flight: Flight) {
         let now = self.now;
-        self.trace
-            .note(now, (flight.sender, &flight.bytes), || format!("{} sends {}", who(flight.sender), show(&flight)));
+        self.trace.note(now, (flight.sender, fingerprint(&flight.bytes)), || {
+            format!("{} sends {}", who(flight.sender), show(&flight))
+        });
         if let Some(log) = &mut self.log {
             log.push(flight.clone());
         }
@@ -353,7 +382,7 @@ impl World {
             Fate::Drop => return self.trace.note(now, "lost", || "  … lost".into()),
             Fate::Hold => return self.held.push(flight),
         }
-        if self.network.blocked[flight.sender] || self.dice.chance(self.network.loss) {
+        if self.network.blocked[flight.sender] || self.dice.chance(self.network.loss[flight.sender]) {
             return self.trace.note(now, "lost", || "  … lost".into());
         }
         let copies = 1 + u64::from(self.dice.chance(self.network.duplicate));
@@ -364,7 +393,8 @@ impl World {
             }
             let mut delay = self.dice.range(self.network.delay.clone());
             if self.dice.chance(self.network.hold_back) {
-                delay += self.dice.range(0..5_000_000_000);
+                let longest = if self.dice.chance(0.1) { 60 } else { 5 };
+                delay += self.dice.range(0..longest * 1_000_000_000);
             }
             self.at(now + delay, Happening::Arrive(copy));
         }
@@ -392,7 +422,7 @@ impl World {
             Some((end, *socket.0))
         });
         match place {
-            Some((end, socket)) if self.ends[end].running() => {
+            Some((end, socket)) if self.awake(end) => {
                 let now = self.now;
                 self.trace.note(now, (end, "gets"), || format!("{} gets {}", who(end), show(&flight)));
                 self.receive(end, socket, flight);
@@ -441,7 +471,7 @@ impl World {
         let Some(traffic) = self.traffic[end] else { return };
         let pause = self.dice.range(0..(2e9 / traffic.rate) as u64);
         self.at(self.now + pause, Happening::Frame(end));
-        if self.ends[end].running() {
+        if self.awake(end) {
             self.send_frame(end, traffic.longest);
             self.carry_out(end); // the send may have failed
         }

@@ -181,7 +181,8 @@ impl Link {
         if attempt.next_send().is_none_or(|at| at > now) {
             return;
         }
-        attempt.sent += 1;
+        // What a sleeping machine missed is not made up for: one sending, whatever is due.
+        attempt.sent = COLD_RESENDS.iter().take_while(|after| attempt.first_sent + **after <= now).count();
         let transmits: Vec<(Path, Vec<u8>)> = match &attempt.init {
             Some(init) => vec![(init.path, init.datagram.clone())],
             None => {
@@ -419,6 +420,7 @@ impl Link {
             index: own.index,
             peer_index: peer.index,
             rank: Rank { epoch: own.epoch.max(peer.epoch), lower_key_began: initiator == self.lower_key },
+            said: own.epoch,
             parent: None,
             path,
         };

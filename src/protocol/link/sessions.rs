@@ -23,6 +23,7 @@ pub(super) struct Birth {
     pub index: u32,
     pub peer_index: u32,
     pub rank: Rank,
+    pub said: u32,
     pub parent: Option<u32>,
     pub path: Path,
 }
@@ -42,6 +43,7 @@ impl Link {
         self.outputs.push_back(Output::Ingress(IngressUpdate::Install(halves.opening)));
         Ok(Session {
             rank: birth.rank,
+            said: birth.said,
             kind: birth.kind,
             agreed: birth.agreed,
             post_quantum: birth.post_quantum,
@@ -192,7 +194,7 @@ impl Link {
 
     /// Whether `cur` has sealed so much that this end should start: half its limit at the initiator, three quarters at
     /// the responder. Looked at with each Report: even 100 Gbit/s take minutes from there to the limit.
-    fn worn(&self) -> bool {
+    pub(super) fn worn(&self) -> bool {
         let Some(cur) = self.slots.cur.as_ref().filter(|cur| cur.may_start_rekey()) else {
             return false;
         };
@@ -298,12 +300,14 @@ impl Link {
 
     /// All of M1 is there: makes the child and sends M2, once.
     fn answer_rekey(&mut self, now: Time, parent: u32, m1: &[u8]) -> Result<(), RekeyError> {
+        if let Some(session) = self.slots.parent_mut(parent) {
+            session.answer = Some(Answer::Failed); // unless what follows says otherwise
+        }
         let own = self.own_rekey_payload()?;
         let Link { slots, statics, psk, entropy, .. } = self;
         let Some(session) = slots.parent_mut(parent) else {
             return Ok(());
         };
-        session.answer = Some(Answer::Failed); // unless what follows says otherwise
         let hybrid = session.agreed.hybrid;
         let ground = Ground { statics, psk, h: &session.h, chain: &session.chain, hybrid };
         let (child, m2) = rekey::answer(&ground, m1, own, &mut **entropy)?;
@@ -346,6 +350,7 @@ impl Link {
             index: child.own.index,
             peer_index: child.peer.index,
             rank: Rank { epoch: child.own.epoch.max(child.peer.epoch), lower_key_began: initiator == self.lower_key },
+            said: child.own.epoch,
             parent: Some(parent),
             path: session.path,
         };

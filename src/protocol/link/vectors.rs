@@ -31,6 +31,7 @@ fn holding(end: &str, parent: &Listed, entropy: Script) -> End {
         index: parent.index(end),
         peer_index: parent.index(other(end)),
         rank: rank(outputs),
+        said: rank(outputs).epoch,
         parent: None,
         path: anywhere(),
     };
@@ -130,5 +131,30 @@ fn control_messages_to_be_rejected_are() {
     for vector in good {
         let (before, after) = tell(&bytes(&vector["outputs"]["plaintext"]));
         assert_eq!(after, before, "{}", vector["inputs"]["kind"]);
+    }
+}
+
+#[test]
+fn a_rekey_starts_at_half_a_limit_at_the_initiator_and_at_three_quarters_at_the_responder() {
+    let parent = Listed::named("first hybrid"); // two lanes: each has half of the limits
+    for end in ["a", "b"] {
+        let link = holding(end, &parent, Script::for_link(&[])).link;
+        let cur = link.slots.cur.as_ref().unwrap();
+        let quarters = if cur.initiator { 2 } else { 3 };
+        let levels = &cur.levels;
+        let (datagrams, bytes) = ((1u64 << 27) / 4 * quarters, (1u64 << 37) / 4 * quarters);
+        let limits = [
+            (&levels.sealed, datagrams),
+            (&levels.peer_sealed, datagrams),
+            (&levels.sealed_bytes, bytes),
+            (&levels.opened_bytes, bytes),
+        ];
+        for (level, limit) in limits {
+            level.set(limit - 1);
+            assert!(!link.worn(), "{end} at {limit} less one");
+            level.set(limit);
+            assert!(link.worn(), "{end} at {limit}");
+            level.set(0);
+        }
     }
 }
