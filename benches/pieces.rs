@@ -7,7 +7,7 @@
 //! Keys, batches and calls are those of the packet loops, and every result is looked at: a datagram that is refused ends the
 //! bench, for refusing is quicker.
 
-#![allow(clippy::expect_used)] // that is how it ends
+#![allow(clippy::unwrap_used, clippy::expect_used)] // that is how it ends
 
 mod line;
 
