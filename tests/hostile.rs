@@ -575,6 +575,14 @@ fn spoofed_icmp_and_poisoned_dns_while_up() {
     world.network.blocked = [false; 2];
     heals(&mut world, secs(4));
     assert_eq!([A, B].map(|end| world.status(end).path.unwrap().peer), paths.map(|path| path.peer));
+    // Not even where the peer has forgotten everything, and only the poisoned end can find the other.
+    let mut world = up(a_opens());
+    let time = world.ends[A].time(world.now);
+    world.ends[A].process().watch.named(&poison);
+    world.ends[A].process().link.handle_addresses(time, &poison);
+    world.kill(B);
+    world.start(B);
+    heals(&mut world, secs(4));
 }
 
 // --- time -----------------------------------------------------------------------------------------------------

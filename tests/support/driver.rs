@@ -5,6 +5,7 @@ use super::{
     trace::fingerprint,
     world::{Flight, World, who},
 };
+use std::net::SocketAddr;
 use tieline::protocol::{
     EgressUpdate, Event, HEADER, IngressUpdate, Input, Output, Path, Received, Small, SocketId, TAG, Time, wire::Kind,
 };
@@ -115,7 +116,6 @@ impl World {
                 e.used = *id;
                 e.sockets.retain(|other, _| other == id || listens && *other == SocketId(0));
             }
-            Event::Path(path) => self.ends[end].process().watch.named(&[path.peer]),
             Event::Session { post_quantum, epoch, .. } => {
                 self.ends[end].process().watch.session(*epoch);
                 let hybrid = self.ends.iter().any(|end| end.setup.params.post_quantum);
@@ -143,9 +143,23 @@ impl World {
         self.launch(Flight { sender: end, from, to: path.peer, bytes });
     }
 
+    /// A PathCheck that arrives is noted with the address it was sent to; its answer proves that.
+    fn note_path_check(&mut self, end: usize, to: SocketAddr, message: &[u8]) {
+        let Some(cookie) = message.get(4..12).and_then(|cookie| <[u8; 8]>::try_from(cookie).ok()) else { return };
+        match message[0] {
+            4 => _ = self.checks.insert(cookie, to),
+            5 => {
+                if let Some(&proven) = self.checks.get(&cookie) {
+                    self.ends[end].process().watch.named(&[proven]);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// An end's ingress loop takes a datagram.
     pub fn receive(&mut self, end: usize, socket: SocketId, flight: Flight) {
-        let Flight { from, mut bytes, .. } = flight;
+        let Flight { from, to, mut bytes, .. } = flight;
         let time = self.ends[end].time(self.now);
         let path = Path { socket, local: Some(self.ends[end].local), peer: from };
         let header: Vec<u8> = bytes.iter().take(32).copied().collect();
@@ -158,6 +172,9 @@ impl World {
         let dropped = self.ends[end].drops() != drops;
         if !dropped {
             self.ends[end].process().watch.opened(&header);
+        }
+        if matches!(received, Received::Control { .. }) {
+            self.note_path_check(end, to, &bytes[text.clone()]);
         }
         let input = match received {
             Received::Frame { .. } => {

@@ -119,7 +119,7 @@ impl ProcessWatch {
         *self.owed.entry(from).or_default() -= len as i64;
     }
 
-    /// Config or the resolver name these addresses.
+    /// Config or the resolver name these addresses, or a PathAnswer proved one.
     pub fn named(&mut self, addresses: &[SocketAddr]) {
         self.proven.extend(addresses);
     }
@@ -173,9 +173,6 @@ impl ProcessWatch {
             assert_eq!(Some(session.epoch), self.rank.map(|rank| rank.0), "another session is in use than was said");
         } else {
             assert_ne!(status.state, State::Up, "Up without a session");
-        }
-        if let Some(path) = status.path {
-            self.proven.insert(path.peer);
         }
     }
 }

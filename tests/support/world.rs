@@ -106,6 +106,8 @@ pub struct World {
     pub held: Vec<Flight>,
     decide: Option<Decide>,
     pub(super) frames: Frames,
+    /// Cookies of PathChecks that arrived, and where those had been sent to.
+    pub(super) checks: BTreeMap<[u8; 8], SocketAddr>,
     happenings: BTreeMap<(u64, u64), Happening>,
     order: u64,
     next_port: u16,
@@ -129,6 +131,7 @@ impl World {
             held: Vec::new(),
             decide: None,
             frames: Frames::default(),
+            checks: BTreeMap::new(),
             happenings: BTreeMap::new(),
             order: 0,
             next_port: 10_000,
