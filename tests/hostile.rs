@@ -615,6 +615,12 @@ fn clock_jumps_and_suspend() {
             }
         }
     }
+    // Nor are they used by an end that says goodbye, should it sleep meanwhile.
+    let mut world = up(pair());
+    world.close(B);
+    world.leap(B, SESSION_LIFE + secs(5));
+    world.run(ms(5));
+    assert!(world.ends[B].running() && !world.send_frame(B, 100), "sealed under keys that are over");
     // Sendings that were missed are not made up for in a burst.
     let mut world = a_opens();
     world.network.blocked = [true; 2];

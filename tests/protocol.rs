@@ -10,6 +10,7 @@ use tieline::{
     keys::SecretKey,
     protocol::{
         Event,
+        constants::SESSION_LIFE,
         control::State,
         crypto::{MacKey, Prk, x25519},
         link::{DownCause, RekeyTimes},
@@ -448,6 +449,24 @@ fn a_rekey_that_cannot_be_answered_is_said_once() {
     let epoch_then = epoch(&world, A);
     assert!(world.run_until(secs(180), |w| w.together() && epoch(w, A) > epoch_then));
     carries(&mut world);
+}
+
+#[test]
+fn a_session_that_stops_just_after_a_report_leaves_no_timer_behind() {
+    // Where no rekey comes through, an end is Up until its session stops; that is news to be reported, and there is
+    // nothing to report it under. The world sees to it that no timer lies in the past.
+    for interval in 50..58 {
+        let mut world = up(pair_with(|setups| {
+            setups.iter_mut().for_each(|setup| setup.params.interval = ms(interval));
+            setups[B].knows_peer = false;
+        }));
+        let before = epoch(&world, A);
+        world.decide(|flight| if rekey_part(flight) || flight.cold() { Fate::Drop } else { Fate::Pass });
+        world.run(SESSION_LIFE + secs(1));
+        assert!(world.status(A).session.is_none() && world.status(B).session.is_none());
+        world.decide_nothing();
+        assert!(world.run_until(secs(8), |w| w.together() && epoch(w, A) > before));
+    }
 }
 
 #[test]

@@ -319,7 +319,7 @@ fn forge(world: &mut World, end: usize) {
     if !world.awake(end) {
         return;
     }
-    world.catch_up(end); // what is due anyway is done before
+    world.timeout(end); // what would follow anyway is done before
     if !world.ends[end].running() {
         return;
     }
@@ -370,11 +370,11 @@ fn draw_forgery(world: &mut World, end: usize) -> Option<(Flight, Forgery)> {
         4 if born > 0 => {
             let old = world.dice.range(0..born) as usize;
             let flight = world.log.as_ref()?[old].clone();
-            let again = world.ends[end].arrived.contains(&fingerprint(&flight.bytes));
+            let again = world.ends[end].arrived.contains(&(fingerprint(&flight.bytes), flight.from));
             (flight.sender != end && !again).then_some((flight, Forgery::Old))
         }
         _ => {
-            let came = world.ends[end].arrived.contains(&fingerprint(&flight.bytes));
+            let came = world.ends[end].arrived.contains(&(fingerprint(&flight.bytes), flight.from));
             (flight.sender != end && came).then_some((flight, Forgery::Copy))
         }
     }

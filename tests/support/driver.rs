@@ -164,7 +164,7 @@ impl World {
         let path = Path { socket, local: Some(self.ends[end].local), peer: from };
         let header: Vec<u8> = bytes.iter().take(32).copied().collect();
         let drops = self.ends[end].drops();
-        self.ends[end].arrived.insert(fingerprint(&bytes));
+        self.ends[end].arrived.insert((fingerprint(&bytes), from));
         let process = self.ends[end].process();
         process.watch.received(from, bytes.len());
         let received = process.receiver.receive(time, path, &mut bytes);

@@ -86,8 +86,8 @@ pub struct End {
     pub asleep_until: u64,
     /// Everything its processes said, with the time in the world.
     pub events: Vec<(u64, Event)>,
-    /// Every datagram its present process got, by its fingerprint.
-    pub arrived: HashSet<u64>,
+    /// Every datagram its present process got, by its fingerprint, and from where.
+    pub arrived: HashSet<(u64, SocketAddr)>,
     /// How many datagrams had been sent when that started.
     pub born: usize,
     /// User frames delivered to it.

@@ -329,14 +329,8 @@ impl World {
         true
     }
 
-    /// Does what is due at this end, late or not.
-    pub fn catch_up(&mut self, end: usize) {
-        if self.ends[end].timer.is_some_and(|timer| timer <= self.ends[end].time(self.now)) {
-            self.timeout(end);
-        }
-    }
-
-    fn timeout(&mut self, end: usize) {
+    /// Wakes this end, whether anything is due or not.
+    pub fn timeout(&mut self, end: usize) {
         let (now, time) = (self.now, self.ends[end].time(self.now));
         self.trace.note(now, ("timeout", end), || format!("{} wakes", who(end)));
         (self.ends[end].timer, self.ends[end].wakes) = (None, None); // it has fired

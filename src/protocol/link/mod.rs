@@ -306,8 +306,10 @@ impl Link {
     /// Lets time pass: whatever is due by `now` is done.
     pub fn handle_timeout(&mut self, now: Time) {
         if self.closing.is_some() {
-            self.say_goodbye(now);
-            return;
+            self.slots.expire(now); // keys end with their time, whatever else is under way
+            self.expire_sessions();
+            self.run_liveness(now);
+            return self.say_goodbye(now);
         }
         self.confirm_by_level(now);
         if self.slots.expire(now) {

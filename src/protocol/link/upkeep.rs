@@ -122,8 +122,11 @@ impl Link {
         self.expire_sessions();
     }
 
-    /// A Report now, unless one has just been sent: then a little later.
+    /// A Report now, unless one has just been sent: then a little later. Without a session there is nobody to tell.
     fn report_soon(&mut self, now: Time) {
+        if self.slots.cur.is_none() {
+            return;
+        }
         let earliest = self.last_report.map_or(now, |last| last + REPORT_SPACING);
         if earliest <= now {
             self.send_report(now);
