@@ -119,11 +119,11 @@ impl<S: Seal> Turns for Egress<S> {
 
     fn turn(&mut self, ready: u32) -> io::Result<Turn> {
         let read = if ready & FRAMES != 0 { self.read_frames()? } else { ControlFlow::Continue(false) };
-        Ok(match (read, self.outlet.flush()) {
-            (ControlFlow::Continue(true), ControlFlow::Continue(())) => Turn::Busy,
-            (ControlFlow::Continue(false), ControlFlow::Continue(())) => Turn::Idle,
-            _ => Turn::Stop,
-        })
+        let ControlFlow::Continue(any) = read else { return Ok(Turn::Stop) };
+        if self.outlet.flush().is_break() {
+            return Ok(Turn::Stop);
+        }
+        Ok(if any { Turn::Busy } else { Turn::Idle })
     }
 }
 

@@ -146,7 +146,7 @@ impl<O: Open> Ingress<O> {
         self.traffic.errors.add(delivered.lost as u64);
         if delivered.unmergeable {
             warn!("the kernel does not take merged packets; from now on each is written alone, which is slower");
-            self.merger = Merger::new(Limits { segments: 1, ..Limits::default() }, PACKETS);
+            self.merger = Merger::new(SINGLE, PACKETS);
         }
         Ok(())
     }

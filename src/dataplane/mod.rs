@@ -147,9 +147,15 @@ impl Dataplane {
         );
         dataplane.share(SocketId(0), socket)?;
         let first = begin.clone();
-        let run = move || (first(Loop::Egress), turns::run(egress)).1;
+        let run = move || {
+            first(Loop::Egress);
+            turns::run(egress)
+        };
         dataplane.threads.push(spawn(Loop::Egress, outbox.clone(), run)?);
-        let run = move || (begin(Loop::Ingress), turns::run(ingress)).1;
+        let run = move || {
+            begin(Loop::Ingress);
+            turns::run(ingress)
+        };
         dataplane.threads.push(spawn(Loop::Ingress, outbox, run)?);
         Ok((dataplane, mailbox))
     }

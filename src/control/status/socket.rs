@@ -254,6 +254,7 @@ mod tests {
     #[tokio::test]
     async fn a_user_gets_the_socket_and_a_folder_made_for_it_and_no_other() {
         if !nix::unistd::geteuid().is_root() {
+            assert!(env::var_os("CI").is_none(), "only root can give files away");
             return eprintln!("skipped: only root can give files away");
         }
         let (folder, path) = folder();
