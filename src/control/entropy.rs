@@ -5,7 +5,6 @@
 use crate::protocol::crypto::{CryptoFailure, Entropy, KEM_CT, KEM_EK, KemKey, Secret};
 use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768, SharedSecret};
 use aws_lc_rs::rand;
-use zeroize::Zeroizing;
 
 /// The entropy of real links.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,13 +42,7 @@ impl KemKey for MlKem768 {
 
 /// The original is wiped by aws-lc-rs when it is dropped.
 fn wiped_copy(secret: &SharedSecret) -> Result<Secret, CryptoFailure> {
-    let mut copy = Zeroizing::new([0; 32]);
-    let bytes = secret.as_ref();
-    if bytes.len() != copy.len() {
-        return Err(CryptoFailure);
-    }
-    copy.copy_from_slice(bytes);
-    Ok(copy)
+    secret.as_ref().try_into().map(Secret::copy_of).map_err(|_| CryptoFailure)
 }
 
 #[cfg(test)]

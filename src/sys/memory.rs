@@ -1,0 +1,105 @@
+//! Memory that has held a secret: none is given back with the secret in it, and what holds keys never leaves the RAM.
+//!
+//! - [`Wiping`], the program's allocator, overwrites every block that is freed, whosever it is: nobody has to be trusted to do so,
+//!   nor to say which of his blocks were secret. No packet allocates, so it costs the packet path nothing.
+//! - [`lock`] makes the `vault`, a few pages that are not swapped out nor dumped. In it lies what belongs to
+//!   [`secret::Guarded`](crate::keys::secret::Guarded), and all that aws-lc allocates (`aws_lc`). Nothing else is locked.
+//! - [`leaving_no_trace`] and [`overwrite_stack`] wipe the stack under a piece of work.
+//!
+//! A program that embeds a link does the same with `#[global_allocator] static MEMORY: Wiping = Wiping;` and [`lock`].
+
+mod aws_lc;
+mod vault;
+
+use crate::keys::secret;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::arch::asm;
+use std::io;
+use std::mem::MaybeUninit;
+use vault::Vault;
+
+/// What is wiped of the stack, in bytes: several times what the deepest work here uses (ML-KEM's, 30 KB).
+const STACK: usize = 128 << 10;
+
+static VAULT: Vault = Vault::new();
+
+/// Makes the pages for keys, and locks them into RAM (mlock(2)). To be called once, before there is a key in the process, which it
+/// serves from then on; before, and where it is full, keys lie with everything else.
+///
+/// # Errors
+/// As mlock(2), where the user may not lock so much (`RLIMIT_MEMLOCK`): keys are kept together and out of core dumps then, but
+/// may be swapped out. As mmap(2), where there is no memory.
+pub fn lock() -> io::Result<()> {
+    VAULT.open()
+}
+
+/// How many blocks with keys have found no room in the pages for them so far.
+pub fn unlocked_blocks() -> u64 {
+    VAULT.refused()
+}
+
+/// The system's allocator, which wipes what it frees, and serves secrets from the pages that are locked.
+pub struct Wiping;
+
+// SAFETY: blocks come from the vault or the system, both of which give blocks of the size and alignment asked for that are nobody
+// else's, and each goes back to where it came from. `realloc` is the trait's own: a new block, a copy, and the old one freed here.
+unsafe impl GlobalAlloc for Wiping {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let kept = if is_secret(layout) { VAULT.take(layout.size()) } else { None };
+        // SAFETY: the caller's promise is System's condition too.
+        kept.unwrap_or_else(|| unsafe { System.alloc(layout) })
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let kept = if is_secret(layout) { VAULT.take(layout.size()) } else { None };
+        // SAFETY: as above. What the vault gives is zero.
+        kept.unwrap_or_else(|| unsafe { System.alloc_zeroed(layout) })
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller gives up a block of this size.
+        unsafe { wipe(block, layout.size()) };
+        if !VAULT.give_back(block, layout.size()) {
+            // SAFETY: it is not the vault's, so System gave it, for this layout.
+            unsafe { System.dealloc(block, layout) };
+        }
+    }
+}
+
+fn is_secret(layout: Layout) -> bool {
+    layout.align() == secret::ALIGNMENT
+}
+
+/// Overwrites memory that nobody reads any more, in a way that the compiler cannot take for needless.
+///
+/// # Safety
+/// `length` bytes from `block` on are the caller's alone to write.
+unsafe fn wipe(block: *mut u8, length: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { block.write_bytes(0, length) };
+    // SAFETY: there is no instruction in it. It may read memory for all the compiler knows, so the zeros must be there.
+    unsafe { asm!("/* {0} */", in(reg) block, options(nostack, preserves_flags, readonly)) };
+}
+
+/// Does a piece of work with secrets, and wipes the stack it ran on: whatever the code within, of whatever crate, left there.
+pub fn leaving_no_trace<T>(work: impl FnOnce() -> T) -> T {
+    /// Keeps what the compiler makes of `work` in a frame that begins where that of `overwrite_stack` does.
+    #[inline(never)]
+    fn far_from_here<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+    let result = far_from_here(work);
+    overwrite_stack();
+    result
+}
+
+/// Wipes the calling thread's stack below its caller's own frame. The thread must have 128 KB left of it.
+#[inline(never)]
+pub fn overwrite_stack() {
+    let mut unused = MaybeUninit::<[u8; STACK]>::uninit();
+    // SAFETY: the bytes are this frame's own.
+    unsafe { wipe(unused.as_mut_ptr().cast(), STACK) };
+}
+
+#[cfg(test)]
+mod tests;
