@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{FAILED, Failure, NamesArgs, UpArgs, check};
 use crate::config::Config;
 use crate::control::{self, Options, RunError, Sandbox};
+use crate::keys::secret::leaving_no_trace;
 use crate::protocol::link::RekeyTimes;
 use crate::sys::memory;
 use crate::sys::offloads::{Offloads, TunOffloads, UdpOffloads};
@@ -40,7 +41,7 @@ fn up(args: &UpArgs) -> Result<(), Failure> {
     if let Err(error) = memory::lock() {
         warn!("keys may be swapped to disk: {error}; 64 KB of locked memory would do (ulimit -l, LimitMEMLOCK=)");
     }
-    let (config, warnings) = memory::leaving_no_trace(|| Config::load(&args.file))?;
+    let (config, warnings) = leaving_no_trace(|| Config::load(&args.file))?;
     check::show_warnings(&warnings);
     let rekey = args.rekey_after.map(|seconds| RekeyTimes {
         initiator: Duration::from_secs(seconds.into()),

@@ -9,6 +9,7 @@ use super::status::{Client, Identity, Listener, Moment, WallClock};
 use super::story::Story;
 use super::{RunError, clock};
 use crate::dataplane::{Dataplane, Mailbox, Message};
+use crate::keys::secret::leaving_no_trace;
 use crate::protocol::{Event, Link, Output, Path, SocketId, Time, Transmit};
 use crate::sys::memory;
 use crate::sys::timer::Timer;
@@ -105,7 +106,7 @@ impl Driver {
                 () = &mut stop, if by.is_none() => Woken::Stop,
             };
             let now = clock()?;
-            memory::leaving_no_trace(|| self.handle(now, woken))?;
+            leaving_no_trace(|| self.handle(now, woken))?;
             self.state.watch_vault();
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! ML-KEM is here and not in the protocol because aws-lc-rs draws its randomness itself.
 
+use crate::keys::secret::leaving_no_trace;
 use crate::protocol::crypto::{CryptoFailure, Entropy, KEM_CT, KEM_EK, KemKey, Secret};
 use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768, SharedSecret};
 use aws_lc_rs::rand;
@@ -16,7 +17,7 @@ impl Entropy for OsEntropy {
     }
 
     fn kem_generate(&mut self) -> Result<(Box<dyn KemKey>, Box<[u8; KEM_EK]>), CryptoFailure> {
-        let key = DecapsulationKey::generate(&ML_KEM_768).map_err(|_| CryptoFailure)?;
+        let key = leaving_no_trace(|| DecapsulationKey::generate(&ML_KEM_768)).map_err(|_| CryptoFailure)?;
         let public = key.encapsulation_key().and_then(|public| public.key_bytes()).map_err(|_| CryptoFailure)?;
         let public = public.as_ref().try_into().map_err(|_| CryptoFailure)?;
         Ok((Box::new(MlKem768(key)), Box::new(public)))
@@ -24,9 +25,11 @@ impl Entropy for OsEntropy {
 
     fn kem_encapsulate(&mut self, ek: &[u8; KEM_EK]) -> Result<(Box<[u8; KEM_CT]>, Secret), CryptoFailure> {
         let key = EncapsulationKey::new(&ML_KEM_768, ek).map_err(|_| CryptoFailure)?;
-        let (ciphertext, secret) = key.encapsulate().map_err(|_| CryptoFailure)?;
-        let ciphertext = ciphertext.as_ref().try_into().map_err(|_| CryptoFailure)?;
-        Ok((Box::new(ciphertext), wiped_copy(&secret)?))
+        leaving_no_trace(|| {
+            let (ciphertext, secret) = key.encapsulate().map_err(|_| CryptoFailure)?;
+            let ciphertext = ciphertext.as_ref().try_into().map_err(|_| CryptoFailure)?;
+            Ok((Box::new(ciphertext), wiped_copy(&secret)?))
+        })
     }
 }
 
@@ -35,8 +38,10 @@ struct MlKem768(DecapsulationKey);
 
 impl KemKey for MlKem768 {
     fn decapsulate(&self, ct: &[u8; KEM_CT]) -> Result<Secret, CryptoFailure> {
-        let secret = self.0.decapsulate(Ciphertext::from(ct.as_slice())).map_err(|_| CryptoFailure)?;
-        wiped_copy(&secret)
+        leaving_no_trace(|| {
+            let secret = self.0.decapsulate(Ciphertext::from(ct.as_slice())).map_err(|_| CryptoFailure)?;
+            wiped_copy(&secret)
+        })
     }
 }
 

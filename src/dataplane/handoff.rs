@@ -4,8 +4,8 @@
 //! a replaced key is dropped on an idle line too.
 
 use super::sockets::Sockets;
+use crate::keys::secret::overwrite_stack;
 use crate::protocol::SocketId;
-use crate::sys::memory::overwrite_stack;
 use crate::sys::udp::UdpSocket;
 use crate::sys::wake::Wake;
 use std::io;

@@ -19,6 +19,28 @@ pub struct Guarded<T>(pub T);
 
 const _: () = assert!(align_of::<Guarded<u8>>() == ALIGNMENT);
 
+/// What is wiped of the stack, in bytes: more than twice what the deepest work with keys takes (ML-KEM's).
+const STACK: usize = 64 << 10;
+
+/// Does a piece of work with secrets, and wipes the stack it ran on: whatever the code within, of whatever crate, left there. To be
+/// done before anything else is: a value made on that stack may take what lies in its gaps along to where it is kept.
+pub fn leaving_no_trace<T>(work: impl FnOnce() -> T) -> T {
+    /// Keeps what the compiler makes of `work` in a frame that begins where that of [`overwrite_stack`] does.
+    #[inline(never)]
+    fn apart<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+    let result = apart(work);
+    overwrite_stack();
+    result
+}
+
+/// Wipes the calling thread's stack below its caller's own frame. The thread must have 64 KB left of it.
+#[inline(never)]
+pub fn overwrite_stack() {
+    [0u64; STACK / 8][..].zeroize();
+}
+
 /// `N` secret bytes. Wiped when dropped; not shown by `Debug`; compared in constant time.
 pub struct Secret<const N: usize = 32>(Box<Guarded<[u8; N]>>);
 

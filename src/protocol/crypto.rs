@@ -3,7 +3,10 @@
 //! No randomness is drawn here: [`Entropy`] comes in as an argument, so that two ends in a test repeat to the bit.
 
 pub use crate::keys::Secret;
-use crate::keys::{PublicKey, SecretKey, secret::Guarded};
+use crate::keys::{
+    PublicKey, SecretKey,
+    secret::{Guarded, leaving_no_trace},
+};
 use aws_lc_rs::{
     agreement::{self, UnparsedPublicKey, X25519},
     digest, hkdf, hmac,
@@ -100,13 +103,13 @@ pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
 }
 
 /// The pseudo-random key of HKDF-Extract with SHA-256 (RFC 5869 §2.2).
-pub struct Prk(hkdf::Prk);
+pub struct Prk(Box<Guarded<hkdf::Prk>>);
 
 impl Prk {
     /// HKDF-Extract.
     #[must_use]
     pub fn extract(salt: &[u8], ikm: &[u8]) -> Prk {
-        Prk(hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(ikm))
+        Prk(Box::new(Guarded(hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(ikm))))
     }
 
     /// HKDF-Expand (RFC 5869 §2.3) of `N` ≤ 32 bytes.
@@ -121,8 +124,7 @@ impl Prk {
             }
         }
         let mut out = Secret::default();
-        let okm = self.0.expand(info, Length(N)).map_err(|_| CryptoFailure)?;
-        okm.fill(&mut *out).map_err(|_| CryptoFailure)?;
+        leaving_no_trace(|| self.0.0.expand(info, Length(N))?.fill(&mut *out)).map_err(|_| CryptoFailure)?;
         Ok(out)
     }
 }
@@ -171,10 +173,11 @@ impl OpenKeys {
     /// # Errors
     /// [`CryptoFailure`] where the peer's key is a low-order point.
     pub fn derive(own: &SecretKey, own_public: &PublicKey, peer: &PublicKey) -> Result<OpenKeys, CryptoFailure> {
-        let ss = x25519(own.as_bytes(), peer.as_bytes())?;
+        let ss = leaving_no_trace(|| x25519(own.as_bytes(), peer.as_bytes()))?;
         let prk = Prk::extract(b"tieline v1 open", &*ss);
         let key = |from: &PublicKey, to: &PublicKey| -> Result<MacKey, CryptoFailure> {
-            Ok(MacKey::new(&*prk.expand(&[from.as_bytes(), to.as_bytes()])?))
+            let key = prk.expand(&[from.as_bytes(), to.as_bytes()])?;
+            Ok(leaving_no_trace(|| MacKey::new(&key)))
         };
         Ok(OpenKeys { sending: key(own_public, peer)?, receiving: key(peer, own_public)? })
     }

@@ -2,13 +2,16 @@
 //!
 //! snow's traps are closed here: the split is taken only from a finished handshake, and a state that failed to read
 //! message 2 may read again (KKpsk2's message 2 starts with `e`, which overwrites what the failed read left: pinned by
-//! a test). `write_message` is never called to resend: callers keep the bytes.
+//! a test). `write_message` is never called to resend: callers keep the bytes. snow wipes nothing, so the stack under each step is.
 
 use super::{
     crypto::{CryptoFailure, Entropy, Prk, Secret},
     resolver::Resolver,
 };
-use crate::keys::{PublicKey, SecretKey, secret::Guarded};
+use crate::keys::{
+    PublicKey, SecretKey,
+    secret::{Guarded, leaving_no_trace},
+};
 use snow::{Builder, HandshakeState, params::NoiseParams};
 use thiserror::Error;
 
@@ -43,7 +46,7 @@ impl Statics {
                 .psk(2, psk)?;
             if initiator { builder.build_initiator() } else { builder.build_responder() }
         };
-        build().map(|state| Handshake(Box::new(Guarded(state)))).map_err(|_| CryptoFailure)
+        leaving_no_trace(|| build().map(|state| Handshake(Box::new(Guarded(state))))).map_err(|_| CryptoFailure)
     }
 
     /// Starts a handshake as initiator.
@@ -89,7 +92,7 @@ impl Handshake {
     /// [`CryptoFailure`] where it is not this side's turn, or a DH is refused.
     pub fn write<const N: usize>(&mut self, payload: &[u8]) -> Result<[u8; N], CryptoFailure> {
         let mut message = [0; N];
-        match self.0.0.write_message(payload, &mut message) {
+        match leaving_no_trace(|| self.0.0.write_message(payload, &mut message)) {
             Ok(len) if len == N => Ok(message),
             _ => Err(CryptoFailure),
         }
@@ -101,7 +104,7 @@ impl Handshake {
     /// [`Unreadable`] where it does not open, or its payload is not `N` bytes.
     pub fn read<const N: usize>(&mut self, message: &[u8]) -> Result<[u8; N], Unreadable> {
         let mut payload = [0; N];
-        match self.0.0.read_message(message, &mut payload) {
+        match leaving_no_trace(|| self.0.0.read_message(message, &mut payload)) {
             Ok(len) if len == N => Ok(payload),
             _ => Err(Unreadable),
         }
@@ -124,11 +127,12 @@ impl Handshake {
             return Err(CryptoFailure);
         }
         let h: [u8; 32] = self.0.0.get_handshake_hash().try_into().map_err(|_| CryptoFailure)?;
-        let (k1, k2) = self.0.0.dangerously_get_raw_split();
-        let (k1, k2) = (Secret::from(k1), Secret::from(k2));
         let mut ikm = Secret::<64>::default();
-        ikm[..32].copy_from_slice(&*k1);
-        ikm[32..].copy_from_slice(&*k2);
+        leaving_no_trace(|| {
+            let (k1, k2) = self.0.0.dangerously_get_raw_split();
+            ikm[..32].copy_from_slice(&k1);
+            ikm[32..].copy_from_slice(&k2);
+        });
         let prk = Prk::extract(&h, &*ikm);
         Ok(Root { h, chain: prk.expand(&[b"tieline v1 chain"])?, prk })
     }

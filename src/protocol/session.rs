@@ -11,6 +11,7 @@ use super::{
     replay::{Replay, Window},
     wire::{Header, Kind, cipher_bits, data_flags},
 };
+use crate::keys::secret::leaving_no_trace;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use std::sync::Arc;
 use thiserror::Error;
@@ -62,7 +63,7 @@ impl Aead {
             Cipher::Aes256Gcm => &AES_256_GCM,
             Cipher::ChaCha20Poly1305 => &CHACHA20_POLY1305,
         };
-        let key = UnboundKey::new(algorithm, &*lane.key).map_err(|_| CryptoFailure)?;
+        let key = leaving_no_trace(|| UnboundKey::new(algorithm, &*lane.key)).map_err(|_| CryptoFailure)?;
         Ok(Aead { key: LessSafeKey::new(key), iv: lane.iv })
     }
 

@@ -4,7 +4,8 @@
 //!   nor to say which of his blocks were secret. No packet allocates, so it costs the packet path nothing.
 //! - [`lock`] makes the `vault`, a few pages that are not swapped out nor dumped. In it lies what belongs to
 //!   [`secret::Guarded`](crate::keys::secret::Guarded), and all that aws-lc allocates (`aws_lc`). Nothing else is locked.
-//! - [`leaving_no_trace`] and [`overwrite_stack`] wipe the stack under a piece of work.
+//!
+//! Stacks are the business of those who work with keys: [`secret::leaving_no_trace`].
 //!
 //! A program that embeds a link does the same with `#[global_allocator] static MEMORY: Wiping = Wiping;` and [`lock`].
 
@@ -15,11 +16,7 @@ use crate::keys::secret;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::arch::asm;
 use std::io;
-use std::mem::MaybeUninit;
 use vault::Vault;
-
-/// What is wiped of the stack, in bytes: several times what the deepest work here uses (ML-KEM's, 30 KB).
-const STACK: usize = 128 << 10;
 
 static VAULT: Vault = Vault::new();
 
@@ -79,26 +76,6 @@ unsafe fn wipe(block: *mut u8, length: usize) {
     unsafe { block.write_bytes(0, length) };
     // SAFETY: there is no instruction in it. It may read memory for all the compiler knows, so the zeros must be there.
     unsafe { asm!("/* {0} */", in(reg) block, options(nostack, preserves_flags, readonly)) };
-}
-
-/// Does a piece of work with secrets, and wipes the stack it ran on: whatever the code within, of whatever crate, left there.
-pub fn leaving_no_trace<T>(work: impl FnOnce() -> T) -> T {
-    /// Keeps what the compiler makes of `work` in a frame that begins where that of `overwrite_stack` does.
-    #[inline(never)]
-    fn far_from_here<T>(work: impl FnOnce() -> T) -> T {
-        work()
-    }
-    let result = far_from_here(work);
-    overwrite_stack();
-    result
-}
-
-/// Wipes the calling thread's stack below its caller's own frame. The thread must have 128 KB left of it.
-#[inline(never)]
-pub fn overwrite_stack() {
-    let mut unused = MaybeUninit::<[u8; STACK]>::uninit();
-    // SAFETY: the bytes are this frame's own.
-    unsafe { wipe(unused.as_mut_ptr().cast(), STACK) };
 }
 
 #[cfg(test)]

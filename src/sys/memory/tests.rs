@@ -1,8 +1,9 @@
 use super::*;
 use aws_lc_rs::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
-use secret::Secret;
+use secret::{Secret, leaving_no_trace};
 use std::fs;
 use std::hint::black_box;
+use std::mem::MaybeUninit;
 use std::slice;
 
 /// All unit tests run with it.
@@ -93,16 +94,16 @@ fn freed_blocks_are_wiped_also_those_that_grow() {
 /// Fills some stack with a pattern.
 #[inline(never)]
 fn scribble() {
-    black_box(&mut [0xa5u8; 60_000]);
+    black_box(&mut [0xa5u8; 50_000]);
 }
 
 /// How much of that is there.
 #[inline(never)]
 fn traces() -> usize {
-    let mut unused = MaybeUninit::<[u8; 70_000]>::uninit();
+    let mut unused = MaybeUninit::<[u8; 60_000]>::uninit();
     let seen: *mut u8 = black_box(&mut unused).as_mut_ptr().cast();
     // SAFETY: the bytes are this frame's; whatever is in them is what the test is after, and they are read as the machine has them.
-    (0..70_000).filter(|n| unsafe { seen.add(*n).read_volatile() } == 0xa5).count()
+    (0..60_000).filter(|n| unsafe { seen.add(*n).read_volatile() } == 0xa5).count()
 }
 
 #[test]
