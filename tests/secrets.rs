@@ -19,7 +19,7 @@ use peer::{Peer, Session};
 use tieline::keys::PresharedKey;
 
 /// All that may be locked.
-const VAULT: u64 = 64 << 10;
+const VAULT: usize = 64 << 10;
 
 /// A real end at the left, and at the right a peer by hand.
 struct Watched<'a> {
@@ -52,15 +52,18 @@ impl<'a> Watched<'a> {
 
     /// Each of the needles is there, and all there is of them is on locked pages.
     fn assert_locked(&self, needles: &[Needle]) {
-        let started = Instant::now();
+        let (started, mut last_astray) = (Instant::now(), Vec::new());
         loop {
-            let found = self.search(needles);
-            let missing = needles.iter().find(|needle| !found.iter().any(|found| found.name == needle.name));
-            let astray: Vec<_> = found.iter().filter(|found| !found.locked).collect();
+            let (locked, astray): (Vec<_>, Vec<_>) = self.search(needles).into_iter().partition(|found| found.locked);
+            let missing = needles.iter().find(|needle| !locked.iter().any(|found| found.name == needle.name));
             if missing.is_none() && astray.is_empty() {
                 return;
             }
-            assert!(started.elapsed() < PATIENCE, "missing: {missing:?}; not locked: {astray:#?}");
+            if !astray.is_empty() {
+                last_astray = astray;
+            }
+            // A session may have ended meanwhile, so that nothing is astray any more.
+            assert!(started.elapsed() < PATIENCE, "missing: {missing:?}; not locked when last seen: {last_astray:#?}");
         }
     }
 
@@ -101,6 +104,14 @@ impl<'a> Watched<'a> {
             .concat()
     }
 
+    /// How much of it is in use.
+    fn vault_use(&self) -> usize {
+        let (locked, used) = locked_bytes(self.end.id());
+        println!("locked: {used} of {locked} bytes in use");
+        assert_eq!(locked, VAULT, "more is locked than keys");
+        used
+    }
+
     /// From a bootstrap to the end: what is kept, and what is not.
     fn live(&mut self, open: fn(&mut Peer) -> Session, hybrid: fn(&mut Peer, &mut Session) -> Session) {
         self.assert_locked(&self.own_keys());
@@ -120,21 +131,23 @@ impl<'a> Watched<'a> {
         self.use_session(&mut second);
         self.assert_locked(&second.keys(&[0, 255]));
         self.assert_nowhere("what the second session's keys are made of", &second.passing, PATIENCE);
+        assert!(self.vault_use() < VAULT / 2, "two sessions fill it");
         // It is kept for what may still be under way.
         self.peer.report(&mut second);
         self.assert_nowhere("the first session", &first.all(), 2 * PATIENCE);
         self.assert_locked(&second.keys(&[0, 255]));
 
+        let before = self.vault_use();
         self.peer.say_goodbye(&mut second);
         self.assert_nowhere("the second session", &second.all(), PATIENCE);
-        assert_eq!(locked_bytes(self.end.id()), VAULT, "more is locked than keys");
-
         let mut boot = open(&mut self.peer);
         let mut third = hybrid(&mut self.peer, &mut boot);
         self.use_session(&mut third);
         self.assert_locked(&[third.keys(&[0, 255]), self.own_keys()].concat());
         let all = [boot.all(), boot.passing, third.passing, self.peer.passing.clone()].concat();
         self.assert_nowhere("all that has passed", &all, PATIENCE);
+        // As many sessions as then: what is freed is given back.
+        assert!(self.vault_use() <= before + VAULT / 16, "{before} bytes in use have become {}", self.vault_use());
         let log = self.lab.left.log();
         assert!(!log.contains("swapped"), "{log}");
     }

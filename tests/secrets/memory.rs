@@ -21,6 +21,7 @@ impl Needle {
 
 /// Where one was found.
 #[derive(Debug)]
+#[allow(dead_code)] // for whoever reads why a test failed
 pub struct Found {
     pub name: String,
     /// The mapping's name, or its addresses where it has none.
@@ -35,7 +36,13 @@ struct Mapping {
     flags: Vec<String>,
 }
 
-/// Every place in the process's memory, readable or not, where one of the needles is.
+impl Mapping {
+    fn is_locked(&self) -> bool {
+        self.flags.iter().any(|flag| flag == "lo")
+    }
+}
+
+/// Every place in the process's memory, freed or in use, where one of the needles is.
 pub fn search(process: u32, needles: &[Needle]) -> Vec<Found> {
     let mut begins = vec![false; 1 << 16];
     for needle in needles {
@@ -51,7 +58,7 @@ pub fn search(process: u32, needles: &[Needle]) -> Vec<Found> {
                 found.push(Found {
                     name: needle.name.clone(),
                     mapping: mapping.name.clone(),
-                    locked: mapping.flags.iter().any(|flag| flag == "lo"),
+                    locked: mapping.is_locked(),
                 });
             }
         }
@@ -87,8 +94,11 @@ fn mappings(process: u32) -> Vec<Mapping> {
     mappings
 }
 
-/// The bytes that are locked into RAM.
-pub fn locked_bytes(process: u32) -> u64 {
-    let locked = mappings(process).into_iter().filter(|mapping| mapping.flags.iter().any(|flag| flag == "lo"));
-    locked.map(|mapping| mapping.range.end - mapping.range.start).sum()
+/// The bytes that are locked into RAM, and those of them in grains of 256 that are not all zero.
+pub fn locked_bytes(process: u32) -> (usize, usize) {
+    let memory = File::open(format!("/proc/{process}/mem")).unwrap();
+    let locked = mappings(process).into_iter().filter(Mapping::is_locked);
+    let bytes: Vec<u8> = locked.flat_map(|mapping| read(&memory, &mapping.range).unwrap()).collect();
+    let used = bytes.chunks(256).filter(|grain| grain.iter().any(|byte| *byte != 0));
+    (bytes.len(), used.map(<[u8]>::len).sum())
 }

@@ -422,7 +422,9 @@ impl Peer {
     /// Sends a frame, and waits for one of the end's.
     pub fn exchange_frames(&self, session: &mut Session) {
         self.send(&session.seal(0, &[0x45; 40]));
-        self.wait_for("a frame", |datagram| session.open(datagram).filter(|(lane, text)| *lane == 0 && text.len() > 20));
+        self.wait_for("a frame", |datagram| {
+            session.open(datagram).filter(|(lane, text)| *lane == 0 && text.len() > 20)
+        });
     }
 
     /// Leaves.
