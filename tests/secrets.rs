@@ -20,6 +20,8 @@ use tieline::keys::PresharedKey;
 
 /// All that may be locked.
 const VAULT: usize = 64 << 10;
+/// Bytes of a user datagram.
+const LONG: usize = 1_200;
 
 /// A real end at the left, and at the right a peer by hand.
 struct Watched<'a> {
@@ -79,15 +81,13 @@ impl<'a> Watched<'a> {
         }
     }
 
-    /// User frames both ways: keys have been where keys go.
+    /// User frames both ways: keys have been where keys go. They are long: ChaCha20-Poly1305 leaves its key on the stack only then.
     fn use_session(&self, session: &mut Session) {
-        let ping = || self.lab.left.ping_within(self.lab.right.inner[0], Duration::from_secs(1));
-        std::thread::scope(|scope| {
-            scope.spawn(ping);
-            for _ in 0..3 {
-                self.peer.exchange_frames(session);
-            }
-        });
+        let (from, to) = (self.lab.left.inner[0], self.lab.right.inner[0]);
+        let user = self.lab.left.network.run(|| UdpSocket::bind((from, 0))).unwrap().unwrap();
+        for _ in 0..3 {
+            self.peer.exchange_frames(session, || drop(user.send_to(&[0; LONG], (to, 9))));
+        }
         self.peer.report(session);
     }
 

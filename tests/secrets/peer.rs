@@ -419,11 +419,15 @@ impl Peer {
         self.send(&session.seal(CONTROL_LANE, &Message::Report(report).encode()));
     }
 
-    /// Sends a frame, and waits for one of the end's.
-    pub fn exchange_frames(&self, session: &mut Session) {
-        self.send(&session.seal(0, &[0x45; 40]));
+    /// Sends a long frame, and waits for one of the end's, as `provoke` makes it send.
+    pub fn exchange_frames(&self, session: &mut Session, mut provoke: impl FnMut()) {
+        self.send(&session.seal(0, &[0x45; 1_200]));
+        provoke();
         self.wait_for("a frame", |datagram| {
-            session.open(datagram).filter(|(lane, text)| *lane == 0 && text.len() > 20)
+            let frame = session.open(datagram).filter(|(lane, text)| *lane == 0 && text.len() > 1_000);
+            // Until there is a session the end's frames are lost.
+            provoke();
+            frame
         });
     }
 

@@ -118,8 +118,7 @@ fn the_stack_is_wiped_below() {
 fn keys_of_aws_lc_and_secrets_lie_in_the_vault() {
     let _ = lock();
     // Other tests use it at the same time, so that this cannot be counted exactly.
-    let keys: Vec<_> =
-        (0..20).map(|_| LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[1; 32]).unwrap())).collect();
+    let keys: Vec<_> = (0..20).map(|_| LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[1; 32]).unwrap())).collect();
     assert!(VAULT.in_use() >= 20 * 3, "aws-lc allocates elsewhere");
     drop(keys);
     let secret = Secret::<32>::default();

@@ -26,11 +26,7 @@ pub(super) struct Vault {
 
 impl Vault {
     pub(super) const fn new() -> Vault {
-        Vault {
-            pages: AtomicPtr::new(null_mut()),
-            used: Mutex::new([false; GRAINS]),
-            refused: AtomicU64::new(0),
-        }
+        Vault { pages: AtomicPtr::new(null_mut()), used: Mutex::new([false; GRAINS]), refused: AtomicU64::new(0) }
     }
 
     /// Makes the pages, once, and locks them: see [`super::lock`].
