@@ -7,7 +7,8 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// All of it, in bytes. A link at rest uses a tenth and at most a third, and any user may lock so much (`RLIMIT_MEMLOCK` was 64 KB for long).
+/// All of it, in bytes. A link uses a fifth with one session and a quarter with two, and any user may lock so much (`RLIMIT_MEMLOCK`
+/// was 64 KB for long).
 const SIZE: usize = 64 << 10;
 /// Blocks begin at multiples of this.
 const GRAIN: usize = ALIGNMENT;
