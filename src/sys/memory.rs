@@ -3,7 +3,7 @@
 //! - [`Wiping`], the program's allocator, overwrites every block that is freed, whosever it is: nobody has to be trusted to do so,
 //!   nor to say which of his blocks were secret. No packet allocates, so it costs the packet path nothing.
 //! - [`lock`] makes the `vault`, a few pages that are not swapped out nor dumped. In it lies what belongs to
-//!   [`secret::Guarded`](crate::keys::secret::Guarded), and all that aws-lc allocates (`aws_lc`). Nothing else is locked.
+//!   [`secret::Guarded`], and all that aws-lc allocates (`aws_lc`). Nothing else is locked.
 //!
 //! Stacks are the business of those who work with keys: [`secret::leaving_no_trace`].
 //!
