@@ -10,11 +10,12 @@
 //! Bech32m rather than Bech32 because it also finds characters inserted or removed before a final `p`. As BIP-173
 //! says, either pure case is read and mixed case is not; secrets are written in upper case so that they stand out.
 //!
-//! Secrets are wiped when dropped, have no `Display`, and never appear in `Debug` or an error. What a key *does* is
+//! Secrets are wiped when dropped, lie in memory of their own ([`secret`]), have no `Display`, and never appear in `Debug` or an error. What a key *does* is
 //! not here: see [`crate::protocol`]. How key files are read and written is in [`mod@file`].
 
 pub mod file;
 mod mask;
+pub mod secret;
 
 use std::fmt;
 use std::path::Path;
@@ -23,10 +24,11 @@ use std::str::FromStr;
 use aws_lc_rs::{agreement, rand};
 use bech32::primitives::decode::CheckedHrpstring;
 use bech32::{Bech32m, ByteIterExt, Fe32IterExt, Hrp};
-use zeroize::{ZeroizeOnDrop, Zeroizing};
+use zeroize::Zeroizing;
 
 pub use file::KeyFileError;
 pub use mask::mask_secrets;
+pub use secret::Secret;
 
 /// Characters of Bech32m after the human-readable part: `1`, 52 for 32 bytes, 6 of checksum.
 const TAIL_CHARS: usize = 1 + 52 + 6;
@@ -258,8 +260,7 @@ impl FromStr for PublicKey {
 }
 
 /// An X25519 private key. Wiped when dropped; to pass it on, lend it.
-#[derive(ZeroizeOnDrop)]
-pub struct SecretKey([u8; 32]);
+pub struct SecretKey(Secret);
 
 impl SecretKey {
     /// Makes a new key from the operating system's randomness.
@@ -267,20 +268,20 @@ impl SecretKey {
     /// # Errors
     /// [`KeyError::Crypto`] if there is none to be had.
     pub fn generate() -> Result<Self, KeyError> {
-        let mut key = Self([0; 32]);
-        rand::fill(&mut key.0).map_err(|_| KeyError::Crypto)?;
+        let mut key = Self(Secret::default());
+        rand::fill(&mut *key.0).map_err(|_| KeyError::Crypto)?;
         Ok(key)
     }
 
     /// Takes any 32 bytes as a key (X25519 clamps them as it uses them, RFC 7748 §5).
     #[must_use]
-    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes.into())
     }
 
     /// The secret itself. Do not let it outlive the key.
     #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
+    pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
@@ -289,7 +290,7 @@ impl SecretKey {
     /// # Errors
     /// [`KeyError::Crypto`] if the crypto library fails, as it may without memory.
     pub fn public(&self) -> Result<PublicKey, KeyError> {
-        let private = agreement::PrivateKey::from_private_key(&agreement::X25519, &self.0);
+        let private = agreement::PrivateKey::from_private_key(&agreement::X25519, &*self.0);
         let public = private.map_err(|_| KeyError::Crypto)?.compute_public_key().map_err(|_| KeyError::Crypto)?;
         PublicKey::from_bytes(public.as_ref().try_into().map_err(|_| KeyError::Crypto)?)
     }
@@ -299,7 +300,7 @@ impl SecretKey {
     /// # Errors
     /// See [`KeyError`].
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        Ok(Self(*decode(KeyKind::Secret, text)?))
+        Ok(Self(decode(KeyKind::Secret, text)?))
     }
 
     /// Writes `TLSECRET1…`: the secret in full.
@@ -332,8 +333,7 @@ impl fmt::Debug for SecretKey {
 }
 
 /// 32 random bytes which both ends have and mix into every handshake. Wiped when dropped.
-#[derive(ZeroizeOnDrop)]
-pub struct PresharedKey([u8; 32]);
+pub struct PresharedKey(Secret);
 
 impl PresharedKey {
     /// Makes a new key from the operating system's randomness.
@@ -341,8 +341,8 @@ impl PresharedKey {
     /// # Errors
     /// [`KeyError::Crypto`] if there is none to be had.
     pub fn generate() -> Result<Self, KeyError> {
-        let mut key = Self([0; 32]);
-        rand::fill(&mut key.0).map_err(|_| KeyError::Crypto)?;
+        let mut key = Self(Secret::default());
+        rand::fill(&mut *key.0).map_err(|_| KeyError::Crypto)?;
         Ok(key)
     }
 
@@ -351,13 +351,16 @@ impl PresharedKey {
     /// # Errors
     /// [`KeyError::ZeroPsk`] if all are zero: that is how Noise spells "no preshared key".
     pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, KeyError> {
-        let key = Self(bytes);
-        if key.0 == [0; 32] { Err(KeyError::ZeroPsk) } else { Ok(key) }
+        Self::unless_zero(bytes.into())
+    }
+
+    fn unless_zero(key: Secret) -> Result<Self, KeyError> {
+        if *key == [0; 32] { Err(KeyError::ZeroPsk) } else { Ok(Self(key)) }
     }
 
     /// The secret itself. Do not let it outlive the key.
     #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
+    pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
@@ -366,7 +369,7 @@ impl PresharedKey {
     /// # Errors
     /// See [`KeyError`].
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        Self::from_bytes(*decode(KeyKind::Preshared, text)?)
+        Self::unless_zero(decode(KeyKind::Preshared, text)?)
     }
 
     /// Writes `TLPSK1…`: the secret in full.
@@ -399,7 +402,7 @@ impl fmt::Debug for PresharedKey {
 }
 
 /// Reads one Bech32m string of the kind that belongs here, naming the nearest thing that is wrong with it.
-fn decode(expected: KeyKind, text: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
+fn decode(expected: KeyKind, text: &str) -> Result<Secret, KeyError> {
     let text = text.trim();
     let kind = match KeyKind::claimed_by(text) {
         _ if text.is_empty() => return Err(KeyError::Empty { expected }),
@@ -422,7 +425,7 @@ fn decode(expected: KeyKind, text: &str) -> Result<Zeroizing<[u8; 32]>, KeyError
     if checked.fe32_iter().last().is_none_or(|last| last.to_u8() & 0x0f != 0) {
         return Err(KeyError::Damaged { kind });
     }
-    let mut bytes = Zeroizing::new([0; 32]);
+    let mut bytes = Secret::default();
     bytes.iter_mut().zip(checked.byte_iter()).for_each(|(to, from)| *to = from);
     Ok(bytes)
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::{FAILED, Failure, NamesArgs, UpArgs, check};
 use crate::config::Config;
 use crate::control::{self, Options, RunError, Sandbox};
+use crate::keys::secret::leaving_no_trace;
 use crate::protocol::link::RekeyTimes;
+use crate::sys::memory;
 use crate::sys::offloads::{Offloads, TunOffloads, UdpOffloads};
 use crate::sys::sandbox::{self, User};
 use tracing::warn;
@@ -36,7 +38,10 @@ fn up(args: &UpArgs) -> Result<(), Failure> {
     if let Err(error) = sandbox::keep_memory_private() {
         warn!("a crash may leave keys in a core dump: {error}");
     }
-    let (config, warnings) = Config::load(&args.file)?;
+    if let Err(error) = memory::lock() {
+        warn!("keys may be swapped to disk: {error}; 64 KB of locked memory would do (ulimit -l, LimitMEMLOCK=)");
+    }
+    let (config, warnings) = leaving_no_trace(|| Config::load(&args.file))?;
     check::show_warnings(&warnings);
     let rekey = args.rekey_after.map(|seconds| RekeyTimes {
         initiator: Duration::from_secs(seconds.into()),

@@ -9,7 +9,9 @@ use super::status::{Client, Identity, Listener, Moment, WallClock};
 use super::story::Story;
 use super::{RunError, clock};
 use crate::dataplane::{Dataplane, Mailbox, Message};
+use crate::keys::secret::leaving_no_trace;
 use crate::protocol::{Event, Link, Output, Path, SocketId, Time, Transmit};
+use crate::sys::memory;
 use crate::sys::timer::Timer;
 use crate::sys::udp;
 use std::io::{self, ErrorKind};
@@ -63,8 +65,20 @@ pub(super) struct DriverState {
     sought: Vec<SocketAddr>,
     /// Nothing answers: the name may mean another address by now.
     look_again: bool,
+    /// It has been said that keys lie on pages that are not locked.
+    unlocked: bool,
     /// Once the link closes: what comes of it, and when that is over at the latest.
     ending: Option<(Result<(), RunError>, Time)>,
+}
+
+impl DriverState {
+    /// Says once that keys had to be put elsewhere: it cannot be said where that happens.
+    fn watch_vault(&mut self) {
+        if !self.unlocked && memory::unlocked_blocks() > 0 {
+            self.unlocked = true;
+            warn!("the locked pages are full, so that some keys may be swapped to disk; this is a fault in tieline");
+        }
+    }
 }
 
 impl Driver {
@@ -91,7 +105,9 @@ impl Driver {
                 client = inlets.listener.next() => Woken::Asked(client),
                 () = &mut stop, if by.is_none() => Woken::Stop,
             };
-            self.handle(clock()?, woken)?;
+            let now = clock()?;
+            leaving_no_trace(|| self.handle(now, woken))?;
+            self.state.watch_vault();
         }
     }
 

@@ -2,10 +2,10 @@
 //!
 //! ML-KEM is here and not in the protocol because aws-lc-rs draws its randomness itself.
 
+use crate::keys::secret::leaving_no_trace;
 use crate::protocol::crypto::{CryptoFailure, Entropy, KEM_CT, KEM_EK, KemKey, Secret};
 use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768, SharedSecret};
 use aws_lc_rs::rand;
-use zeroize::Zeroizing;
 
 /// The entropy of real links.
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,7 +17,7 @@ impl Entropy for OsEntropy {
     }
 
     fn kem_generate(&mut self) -> Result<(Box<dyn KemKey>, Box<[u8; KEM_EK]>), CryptoFailure> {
-        let key = DecapsulationKey::generate(&ML_KEM_768).map_err(|_| CryptoFailure)?;
+        let key = leaving_no_trace(|| DecapsulationKey::generate(&ML_KEM_768)).map_err(|_| CryptoFailure)?;
         let public = key.encapsulation_key().and_then(|public| public.key_bytes()).map_err(|_| CryptoFailure)?;
         let public = public.as_ref().try_into().map_err(|_| CryptoFailure)?;
         Ok((Box::new(MlKem768(key)), Box::new(public)))
@@ -25,9 +25,11 @@ impl Entropy for OsEntropy {
 
     fn kem_encapsulate(&mut self, ek: &[u8; KEM_EK]) -> Result<(Box<[u8; KEM_CT]>, Secret), CryptoFailure> {
         let key = EncapsulationKey::new(&ML_KEM_768, ek).map_err(|_| CryptoFailure)?;
-        let (ciphertext, secret) = key.encapsulate().map_err(|_| CryptoFailure)?;
-        let ciphertext = ciphertext.as_ref().try_into().map_err(|_| CryptoFailure)?;
-        Ok((Box::new(ciphertext), wiped_copy(&secret)?))
+        leaving_no_trace(|| {
+            let (ciphertext, secret) = key.encapsulate().map_err(|_| CryptoFailure)?;
+            let ciphertext = ciphertext.as_ref().try_into().map_err(|_| CryptoFailure)?;
+            Ok((Box::new(ciphertext), wiped_copy(&secret)?))
+        })
     }
 }
 
@@ -36,20 +38,16 @@ struct MlKem768(DecapsulationKey);
 
 impl KemKey for MlKem768 {
     fn decapsulate(&self, ct: &[u8; KEM_CT]) -> Result<Secret, CryptoFailure> {
-        let secret = self.0.decapsulate(Ciphertext::from(ct.as_slice())).map_err(|_| CryptoFailure)?;
-        wiped_copy(&secret)
+        leaving_no_trace(|| {
+            let secret = self.0.decapsulate(Ciphertext::from(ct.as_slice())).map_err(|_| CryptoFailure)?;
+            wiped_copy(&secret)
+        })
     }
 }
 
 /// The original is wiped by aws-lc-rs when it is dropped.
 fn wiped_copy(secret: &SharedSecret) -> Result<Secret, CryptoFailure> {
-    let mut copy = Zeroizing::new([0; 32]);
-    let bytes = secret.as_ref();
-    if bytes.len() != copy.len() {
-        return Err(CryptoFailure);
-    }
-    copy.copy_from_slice(bytes);
-    Ok(copy)
+    secret.as_ref().try_into().map(Secret::copy_of).map_err(|_| CryptoFailure)
 }
 
 #[cfg(test)]

@@ -42,6 +42,7 @@ pub use names::serve as serve_names;
 
 use crate::config::{Checksum, CipherChoice, Config, CryptoConfig};
 use crate::dataplane::{Dataplane, Loop};
+use crate::keys::secret::leaving_no_trace;
 use crate::protocol::link::{RekeyTimes, SetupError};
 use crate::protocol::{Link, Params, Time};
 use crate::sys::clock::boottime_ns;
@@ -214,8 +215,9 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
     let now = clock()?;
     let psk = config.peer.preshared_key.as_ref();
     let params = params(&config, options, device.offloads());
-    let (link, sender, receiver) =
-        Link::new(params, &config.local.private_key, &config.peer.public_key, psk, Box::new(OsEntropy), now)?;
+    let (link, sender, receiver) = leaving_no_trace(|| {
+        Link::new(params, &config.local.private_key, &config.peer.public_key, psk, Box::new(OsEntropy), now)
+    })?;
     let listener = status::Listener::open(&socket_path, confinement.user())
         .map_err(|source| RunError::StatusSocket { path: socket_path.clone(), source })?;
     confinement.close_process(&socket_path)?;

@@ -4,6 +4,7 @@
 //! a replaced key is dropped on an idle line too.
 
 use super::sockets::Sockets;
+use crate::keys::secret::overwrite_stack;
 use crate::protocol::SocketId;
 use crate::sys::udp::UdpSocket;
 use crate::sys::wake::Wake;
@@ -94,8 +95,19 @@ impl<U> Inbox<U> {
     }
 
     /// Follows all commands left so far, in order, giving `apply` the updates. Breaks when told to end.
-    pub(super) fn take(&mut self, mut apply: impl FnMut(U)) -> ControlFlow<()> {
+    ///
+    /// What an update took away may have been used on this thread's stack, where the AEAD's code leaves keys: that is wiped.
+    pub(super) fn take(&mut self, apply: impl FnMut(U)) -> ControlFlow<()> {
         self.handoff.take(&mut self.taken);
+        if self.taken.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        let flow = self.follow(apply);
+        overwrite_stack();
+        flow
+    }
+
+    fn follow(&mut self, mut apply: impl FnMut(U)) -> ControlFlow<()> {
         for command in self.taken.drain(..) {
             match command {
                 Command::Update(update) => apply(update),

@@ -2,17 +2,18 @@
 //!
 //! No randomness is drawn here: [`Entropy`] comes in as an argument, so that two ends in a test repeat to the bit.
 
-use crate::keys::{PublicKey, SecretKey};
+pub use crate::keys::Secret;
+use crate::keys::{
+    PublicKey, SecretKey,
+    secret::{Guarded, leaving_no_trace},
+};
 use aws_lc_rs::{
     agreement::{self, UnparsedPublicKey, X25519},
     digest, hkdf, hmac,
 };
+use std::sync::Arc;
 use subtle::ConstantTimeEq;
 use thiserror::Error;
-use zeroize::Zeroizing;
-
-/// A 32-byte secret that is wiped when it is dropped.
-pub type Secret = Zeroizing<[u8; 32]>;
 
 /// A primitive failed where no input of the peer's could make it: broken memory, or no memory.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -75,8 +76,7 @@ impl dyn Entropy + '_ {
 pub fn x25519(secret: &[u8; 32], public: &[u8; 32]) -> Result<Secret, CryptoFailure> {
     let key = agreement::PrivateKey::from_private_key(&X25519, secret).map_err(|_| CryptoFailure)?;
     agreement::agree(&key, UnparsedPublicKey::new(&X25519, public), CryptoFailure, |shared| {
-        let shared: [u8; 32] = shared.try_into().map_err(|_| CryptoFailure)?;
-        Ok(Zeroizing::new(shared))
+        shared.try_into().map(Secret::copy_of).map_err(|_| CryptoFailure)
     })
 }
 
@@ -103,48 +103,47 @@ pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
 }
 
 /// The pseudo-random key of HKDF-Extract with SHA-256 (RFC 5869 §2.2).
-pub struct Prk(hkdf::Prk);
+pub struct Prk(Box<Guarded<hkdf::Prk>>);
 
 impl Prk {
     /// HKDF-Extract.
     #[must_use]
     pub fn extract(salt: &[u8], ikm: &[u8]) -> Prk {
-        Prk(hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(ikm))
+        Prk(Box::new(Guarded(hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(ikm))))
     }
 
     /// HKDF-Expand (RFC 5869 §2.3) of `N` ≤ 32 bytes.
     ///
     /// # Errors
     /// [`CryptoFailure`] where the primitive itself fails.
-    pub fn expand<const N: usize>(&self, info: &[&[u8]]) -> Result<Zeroizing<[u8; N]>, CryptoFailure> {
+    pub fn expand<const N: usize>(&self, info: &[&[u8]]) -> Result<Secret<N>, CryptoFailure> {
         struct Length(usize);
         impl hkdf::KeyType for Length {
             fn len(&self) -> usize {
                 self.0
             }
         }
-        let mut out = Zeroizing::new([0; N]);
-        let okm = self.0.expand(info, Length(N)).map_err(|_| CryptoFailure)?;
-        okm.fill(&mut *out).map_err(|_| CryptoFailure)?;
+        let mut out = Secret::default();
+        leaving_no_trace(|| self.0.0.expand(info, Length(N))?.fill(&mut *out)).map_err(|_| CryptoFailure)?;
         Ok(out)
     }
 }
 
 /// A key of [`MacKey::mac16`]: HMAC-SHA256 (RFC 2104) cut to its first 16 bytes.
 #[derive(Clone)]
-pub struct MacKey(hmac::Key);
+pub struct MacKey(Arc<Guarded<hmac::Key>>);
 
 impl MacKey {
     /// A key of 32 bytes.
     #[must_use]
     pub fn new(key: &[u8; 32]) -> MacKey {
-        MacKey(hmac::Key::new(hmac::HMAC_SHA256, key))
+        MacKey(Arc::new(Guarded(hmac::Key::new(hmac::HMAC_SHA256, key))))
     }
 
     /// The MAC of the parts, joined.
     #[must_use]
     pub fn mac16(&self, parts: &[&[u8]]) -> [u8; 16] {
-        let mut context = hmac::Context::with_key(&self.0);
+        let mut context = hmac::Context::with_key(&self.0.0);
         for part in parts {
             context.update(part);
         }
@@ -174,10 +173,11 @@ impl OpenKeys {
     /// # Errors
     /// [`CryptoFailure`] where the peer's key is a low-order point.
     pub fn derive(own: &SecretKey, own_public: &PublicKey, peer: &PublicKey) -> Result<OpenKeys, CryptoFailure> {
-        let ss = x25519(own.as_bytes(), peer.as_bytes())?;
+        let ss = leaving_no_trace(|| x25519(own.as_bytes(), peer.as_bytes()))?;
         let prk = Prk::extract(b"tieline v1 open", &*ss);
         let key = |from: &PublicKey, to: &PublicKey| -> Result<MacKey, CryptoFailure> {
-            Ok(MacKey::new(&*prk.expand(&[from.as_bytes(), to.as_bytes()])?))
+            let key = prk.expand(&[from.as_bytes(), to.as_bytes()])?;
+            Ok(leaving_no_trace(|| MacKey::new(&key)))
         };
         Ok(OpenKeys { sending: key(own_public, peer)?, receiving: key(peer, own_public)? })
     }

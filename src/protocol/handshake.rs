@@ -2,16 +2,18 @@
 //!
 //! snow's traps are closed here: the split is taken only from a finished handshake, and a state that failed to read
 //! message 2 may read again (KKpsk2's message 2 starts with `e`, which overwrites what the failed read left: pinned by
-//! a test). `write_message` is never called to resend: callers keep the bytes.
+//! a test). `write_message` is never called to resend: callers keep the bytes. snow wipes nothing, so the stack under each step is.
 
 use super::{
     crypto::{CryptoFailure, Entropy, Prk, Secret},
     resolver::Resolver,
 };
-use crate::keys::{PublicKey, SecretKey};
+use crate::keys::{
+    PublicKey, SecretKey,
+    secret::{Guarded, leaving_no_trace},
+};
 use snow::{Builder, HandshakeState, params::NoiseParams};
 use thiserror::Error;
-use zeroize::Zeroizing;
 
 /// The Noise protocol name (Noise rev 34 §8).
 pub const NOISE: &str = "Noise_KKpsk2_25519_ChaChaPoly_SHA256";
@@ -23,7 +25,7 @@ pub struct Unreadable;
 
 /// The static keys of one end, and of its peer.
 pub struct Statics {
-    own: Zeroizing<[u8; 32]>,
+    own: Secret,
     peer: PublicKey,
 }
 
@@ -31,7 +33,7 @@ impl Statics {
     /// Copies the secret: the caller's copy can go.
     #[must_use]
     pub fn new(own: &SecretKey, peer: PublicKey) -> Statics {
-        Statics { own: Zeroizing::new(*own.as_bytes()), peer }
+        Statics { own: Secret::copy_of(own.as_bytes()), peer }
     }
 
     fn start(&self, initiator: bool, prologue: &[u8], psk: &[u8; 32], e: Secret) -> Result<Handshake, CryptoFailure> {
@@ -44,7 +46,7 @@ impl Statics {
                 .psk(2, psk)?;
             if initiator { builder.build_initiator() } else { builder.build_responder() }
         };
-        build().map(|state| Handshake(Box::new(state))).map_err(|_| CryptoFailure)
+        leaving_no_trace(|| build().map(|state| Handshake(Box::new(Guarded(state))))).map_err(|_| CryptoFailure)
     }
 
     /// Starts a handshake as initiator.
@@ -57,7 +59,7 @@ impl Statics {
         psk: &[u8; 32],
         entropy: &mut dyn Entropy,
     ) -> Result<Handshake, CryptoFailure> {
-        self.start(true, prologue, psk, Zeroizing::new(entropy.bytes()?))
+        self.start(true, prologue, psk, ephemeral(entropy)?)
     }
 
     /// Starts a handshake as responder.
@@ -70,12 +72,18 @@ impl Statics {
         psk: &[u8; 32],
         entropy: &mut dyn Entropy,
     ) -> Result<Handshake, CryptoFailure> {
-        self.start(false, prologue, psk, Zeroizing::new(entropy.bytes()?))
+        self.start(false, prologue, psk, ephemeral(entropy)?)
     }
 }
 
+fn ephemeral(entropy: &mut dyn Entropy) -> Result<Secret, CryptoFailure> {
+    let mut key = Secret::default();
+    entropy.fill(&mut *key)?;
+    Ok(key)
+}
+
 /// One handshake under way. Boxed: snow's state holds keys, and moving it would leave copies behind.
-pub struct Handshake(Box<HandshakeState>);
+pub struct Handshake(Box<Guarded<HandshakeState>>);
 
 impl Handshake {
     /// Writes the next message: `e32 ‖ AEAD(payload) ‖ tag16`. Once: a resend repeats these bytes.
@@ -84,7 +92,7 @@ impl Handshake {
     /// [`CryptoFailure`] where it is not this side's turn, or a DH is refused.
     pub fn write<const N: usize>(&mut self, payload: &[u8]) -> Result<[u8; N], CryptoFailure> {
         let mut message = [0; N];
-        match self.0.write_message(payload, &mut message) {
+        match leaving_no_trace(|| self.0.0.write_message(payload, &mut message)) {
             Ok(len) if len == N => Ok(message),
             _ => Err(CryptoFailure),
         }
@@ -96,7 +104,7 @@ impl Handshake {
     /// [`Unreadable`] where it does not open, or its payload is not `N` bytes.
     pub fn read<const N: usize>(&mut self, message: &[u8]) -> Result<[u8; N], Unreadable> {
         let mut payload = [0; N];
-        match self.0.read_message(message, &mut payload) {
+        match leaving_no_trace(|| self.0.0.read_message(message, &mut payload)) {
             Ok(len) if len == N => Ok(payload),
             _ => Err(Unreadable),
         }
@@ -107,7 +115,7 @@ impl Handshake {
     /// # Errors
     /// [`CryptoFailure`] where snow refuses it.
     pub fn set_psk(&mut self, psk: &[u8; 32]) -> Result<(), CryptoFailure> {
-        self.0.set_psk(2, psk).map_err(|_| CryptoFailure)
+        self.0.0.set_psk(2, psk).map_err(|_| CryptoFailure)
     }
 
     /// What a finished handshake leaves.
@@ -115,15 +123,16 @@ impl Handshake {
     /// # Errors
     /// [`CryptoFailure`] where it is not finished: snow would hand out keys all the same.
     pub fn split(mut self) -> Result<Root, CryptoFailure> {
-        if !self.0.is_handshake_finished() {
+        if !self.0.0.is_handshake_finished() {
             return Err(CryptoFailure);
         }
-        let h: [u8; 32] = self.0.get_handshake_hash().try_into().map_err(|_| CryptoFailure)?;
-        let (k1, k2) = self.0.dangerously_get_raw_split();
-        let (k1, k2) = (Zeroizing::new(k1), Zeroizing::new(k2));
-        let mut ikm = Zeroizing::new([0; 64]);
-        ikm[..32].copy_from_slice(&*k1);
-        ikm[32..].copy_from_slice(&*k2);
+        let h: [u8; 32] = self.0.0.get_handshake_hash().try_into().map_err(|_| CryptoFailure)?;
+        let mut ikm = Secret::<64>::default();
+        leaving_no_trace(|| {
+            let (k1, k2) = self.0.0.dangerously_get_raw_split();
+            ikm[..32].copy_from_slice(&k1);
+            ikm[32..].copy_from_slice(&k2);
+        });
         let prk = Prk::extract(&h, &*ikm);
         Ok(Root { h, chain: prk.expand(&[b"tieline v1 chain"])?, prk })
     }
@@ -157,5 +166,5 @@ pub struct LaneKey {
     /// The AEAD key.
     pub key: Secret,
     /// What the counter is XORed into.
-    pub iv: Zeroizing<[u8; 12]>,
+    pub iv: Secret<12>,
 }

@@ -328,13 +328,13 @@ mod vectors {
         for vector in section("rekey") {
             let (inputs, outputs) = (&vector["inputs"], &vector["outputs"]);
             let starter = text(&inputs["starter"]);
-            let (h, chain) = (array(&inputs["parent_h"]), Zeroizing::new(array(&inputs["parent_chain"])));
+            let (h, chain) = (array(&inputs["parent_h"]), array(&inputs["parent_chain"]).into());
             let psk = psk(&inputs["psk"]).map_or([0; 32], |psk| *psk.as_bytes());
             let (i, r) = (statics(starter), statics(other(starter)));
             let hybrid = inputs["hybrid"].as_bool().unwrap();
             let ground = |statics| Ground { statics, psk: &psk, h: &h, chain: &chain, hybrid };
             let (ek, ct) = (bytes(&outputs["mlkem_ek"]), bytes(&outputs["mlkem_ct"]));
-            let k = hybrid.then(|| Zeroizing::new(array(&outputs["mlkem_k"])));
+            let k = hybrid.then(|| array(&outputs["mlkem_k"]).into());
             assert_eq!(hex::encode(ground(&i).prologue(&ek)), text(&outputs["prologue"]));
             assert_eq!(*ground(&r).psk(k.as_ref(), &ek, &ct).unwrap(), array(&outputs["psk"]));
 

@@ -5,12 +5,13 @@
 
 use super::{
     constants::*,
-    crypto::CryptoFailure,
+    crypto::{CryptoFailure, Secret},
     handshake::{LaneKey, Root},
     levels::{LaneLevels, SessionLevels},
     replay::{Replay, Window},
     wire::{Header, Kind, cipher_bits, data_flags},
 };
+use crate::keys::secret::leaving_no_trace;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use std::sync::Arc;
 use thiserror::Error;
@@ -53,22 +54,22 @@ pub enum SealError {
 /// Key and iv, and the one way to make a nonce of a counter.
 struct Aead {
     key: LessSafeKey,
-    iv: [u8; 12],
+    iv: Secret<12>,
 }
 
 impl Aead {
-    fn new(cipher: Cipher, lane: &LaneKey) -> Result<Aead, CryptoFailure> {
+    fn new(cipher: Cipher, lane: LaneKey) -> Result<Aead, CryptoFailure> {
         let algorithm = match cipher {
             Cipher::Aes256Gcm => &AES_256_GCM,
             Cipher::ChaCha20Poly1305 => &CHACHA20_POLY1305,
         };
-        let key = UnboundKey::new(algorithm, &*lane.key).map_err(|_| CryptoFailure)?;
-        Ok(Aead { key: LessSafeKey::new(key), iv: *lane.iv })
+        let key = leaving_no_trace(|| UnboundKey::new(algorithm, &*lane.key)).map_err(|_| CryptoFailure)?;
+        Ok(Aead { key: LessSafeKey::new(key), iv: lane.iv })
     }
 
     /// `iv XOR (0^4 ‖ counter8)`.
     fn nonce(&self, counter: u64) -> Nonce {
-        let mut nonce = self.iv;
+        let mut nonce = *self.iv;
         for (byte, c) in nonce[4..].iter_mut().zip(counter.to_be_bytes()) {
             *byte ^= c;
         }
@@ -309,7 +310,7 @@ impl Shape {
     /// 0 is initiator → responder, 1 back.
     fn aead(&self, root: &Root, sending: bool, lane: u8) -> Result<Aead, CryptoFailure> {
         let direction = u8::from(sending != self.initiator);
-        Aead::new(self.cipher, &root.lane(self.cipher as u8, direction, lane)?)
+        Aead::new(self.cipher, root.lane(self.cipher as u8, direction, lane)?)
     }
 
     fn sealer(

@@ -30,12 +30,11 @@ use super::{
     time::Time,
     wire::cipher_bits,
 };
-use crate::keys::{PresharedKey, PublicKey, SecretKey};
+use crate::keys::{PresharedKey, PublicKey, Secret, SecretKey};
 use open::{Attempt, Opener};
 pub use output::{DownCause, Event, Output, Transmit};
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 use thiserror::Error;
-use zeroize::Zeroizing;
 
 /// How one end is set up, beyond its keys.
 #[derive(Clone, Debug)]
@@ -173,7 +172,7 @@ struct Closing {
 pub struct Link {
     params: Params,
     statics: Statics,
-    psk: Zeroizing<[u8; 32]>,
+    psk: Secret,
     has_psk: bool,
     lower_key: bool,
     open_keys: OpenKeys,
@@ -227,7 +226,7 @@ impl Link {
         let link = Link {
             params,
             statics: Statics::new(own, *peer),
-            psk: Zeroizing::new(psk.map_or([0; 32], |psk| *psk.as_bytes())),
+            psk: psk.map_or_else(Secret::default, |psk| Secret::copy_of(psk.as_bytes())),
             has_psk: psk.is_some(),
             lower_key: public.as_bytes() < peer.as_bytes(),
             admission: Admission::new(&mut *entropy)?,
