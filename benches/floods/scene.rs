@@ -18,7 +18,7 @@ const BEGINNING: usize = 20;
 /// Nobody listens there.
 const CLOSED: u16 = 9;
 /// Reports are as frequent as can be, so that a lost one shows.
-const INTERVAL: &str = "[liveness]\ninterval = \"50ms\"\n";
+const INTERVAL: &str = "[liveness]\ninterval = \"100ms\"\n";
 /// From the start of flood and transfer until both have found their rate.
 const WARM_UP: Duration = Duration::from_millis(700);
 /// Knocks a second by one who opens what is answered.
@@ -145,8 +145,7 @@ impl Scene {
         right.wait_for_state("up");
         let (datagrams, sources, to) = self.flood(lab, kind);
         let per_second = rate / sources.len().max(1) as u64;
-        let flows: Vec<_> =
-            sources.iter().map(|&from| Flow { from, to, datagrams: &datagrams, per_second }).collect();
+        let flows: Vec<_> = sources.iter().map(|&from| Flow { from, to, datagrams: &datagrams, per_second }).collect();
         let (meter, stop, sent) = (Meter::default(), AtomicBool::new(false), AtomicU64::new(0));
         thread::scope(|scope| {
             let opening = (kind == Kind::Opens).then(|| scope.spawn(|| self.opens(lab, &stop)));

@@ -20,8 +20,9 @@ pub struct Reading {
     pub rss: u64,
     /// Nanoseconds on a processor, by the thread's name.
     pub cpu: BTreeMap<String, u64>,
-    /// Packets that arrived at an interface.
+    /// Packets that arrived at an interface, and those the kernel had no time for.
     pub arrived: u64,
+    pub missed: u64,
     /// UDP datagrams for which there was no room in a socket, in its whole network.
     pub no_room: u64,
     pub drops: [u64; 4],
@@ -39,7 +40,8 @@ impl Reading {
         Self {
             rss: resident(&proc),
             cpu: cpu(&proc),
-            arrived: arrived(&proc, interface),
+            arrived: received(&proc, interface, 1),
+            missed: received(&proc, interface, 3),
             no_room: no_room(&proc),
             drops: DROPS.map(|name| status["drops"][name].as_u64().unwrap()),
             state: status["state"].clone(),
@@ -56,6 +58,11 @@ impl Reading {
     /// Whether the line has been Up from `before` on.
     pub fn stayed_up_since(&self, before: &Self) -> bool {
         before.state == "up" && self.state == "up" && self.since == before.since
+    }
+
+    /// Datagrams that arrived for it since an earlier one, and that it never saw.
+    pub fn unseen_since(&self, before: &Self) -> u64 {
+        self.no_room - before.no_room + self.missed - before.missed
     }
 
     /// Nanoseconds the thread of this name was on a processor since an earlier one.
@@ -98,10 +105,11 @@ fn cpu(proc: &str) -> BTreeMap<String, u64> {
     threads.filter_map(read).collect()
 }
 
-fn arrived(proc: &str, interface: &str) -> u64 {
+/// A column of what /proc/net/dev says of receiving.
+fn received(proc: &str, interface: &str, column: usize) -> u64 {
     let devices = fs::read_to_string(format!("{proc}/net/dev")).unwrap();
     let line = devices.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':')).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    line.split_whitespace().nth(column).unwrap().parse().unwrap()
 }
 
 fn no_room(proc: &str) -> u64 {

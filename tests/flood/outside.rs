@@ -27,6 +27,9 @@ const REST: Duration = Duration::from_micros(200);
 /// What a sender that did not run for longer has missed, it has missed.
 const CATCH_UP: Duration = Duration::from_millis(20);
 
+/// After the last was sent: when so long no answer has come, none will.
+const LATE: Duration = Duration::from_millis(500);
+
 /// The network, and the address in it that nobody knows.
 pub struct Outside {
     pub network: NetNs,
@@ -96,8 +99,8 @@ impl Outside {
         });
     }
 
-    /// Sends each of them once, so slowly that none need be lost.
-    pub fn send_all(&self, flow: &Flow<'_>) {
+    /// Sends each of them once, so slowly that none need be lost, and gives the number of answers.
+    pub fn send_all(&self, flow: &Flow<'_>) -> u64 {
         let socket = self.socket(flow.from, flow.to);
         let started = Instant::now();
         for (n, datagram) in flow.datagrams.iter().enumerate() {
@@ -110,6 +113,8 @@ impl Outside {
                 assert_eq!(error.raw_os_error(), Some(Errno::ECONNREFUSED as i32), "{error}");
             }
         }
+        socket.set_read_timeout(Some(LATE)).unwrap();
+        std::iter::repeat_with(|| socket.recv(&mut [0; 256])).take_while(Result::is_ok).count() as u64
     }
 }
 
