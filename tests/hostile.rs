@@ -585,6 +585,58 @@ fn spoofed_icmp_and_poisoned_dns_while_up() {
     heals(&mut world, secs(4));
 }
 
+// --- floods ---------------------------------------------------------------------------------------------------
+
+/// Moments of a flood of `per_second` from now on, for `time`: `each` is called at every one of them.
+fn flood(world: &mut World, per_second: u64, time: Duration, mut each: impl FnMut(&mut World, u64)) {
+    let start = world.now;
+    for n in 0..time.as_secs() * per_second {
+        let due = start + n * 1_000_000_000 / per_second;
+        world.run(Duration::from_nanos(due - world.now));
+        each(world, n);
+    }
+}
+
+#[test]
+fn replayed_knock_flood() {
+    let mut world = a_opens();
+    let knock = run_until_sent(&mut world, A, Kind::Knock);
+    let mut world = up(world);
+    let (before, time) = (seen(&world, B), secs(2));
+    let counted = drops(&mut world, B)[REPLAYED];
+    let mut answers = 0;
+    flood(&mut world, 100_000, time, |world, _| answers += world.give(B, stranger(), &knock.bytes).len() as u64);
+    assert_eq!(answers, u64::from(COLD_COPIES) - 1, "Challenges; the Knock itself drew one more");
+    assert_eq!(drops(&mut world, B)[REPLAYED] - counted, 200_000 - answers, "what is not answered is counted");
+    assert_eq!(seen(&world, B), before);
+    // Meanwhile a restarted end gets in: copies of one Knock leave room for another.
+    world.kill(A);
+    world.start(A);
+    flood(&mut world, 20_000, secs(3), |world, _| drop(world.give(B, stranger(), &knock.bytes)));
+    assert!(World::together(&world), "kept out");
+    carries(&mut world);
+}
+
+#[test]
+fn init_flood_by_one_who_has_the_keys() {
+    for honest in [true, false] {
+        let (mut world, mut puppet) = puppet();
+        let drawn = |world: &mut World| world.ends[B].process().draws.keys.load(Relaxed);
+        let (before, time, mut answered) = (drawn(&mut world), secs(5), 0);
+        flood(&mut world, COLD_RATE, time, |world, n| {
+            if honest {
+                answered += u64::from(puppet.open(world, B, n as u32 + 1).is_some());
+            } else {
+                puppet.open_with_junk(world, B);
+            }
+        });
+        // Each Noise message that is looked at draws an ephemeral key.
+        let most = (time.as_nanos() / INIT_SPACING.as_nanos()) as u64;
+        assert_eq!(drawn(&mut world) - before, most, "honest: {honest}");
+        assert_eq!(answered, if honest { most } else { 0 });
+    }
+}
+
 // --- time -----------------------------------------------------------------------------------------------------
 
 #[test]

@@ -10,7 +10,7 @@ use super::story::Story;
 use super::{RunError, clock};
 use crate::dataplane::{Dataplane, Mailbox, Message};
 use crate::keys::secret::leaving_no_trace;
-use crate::protocol::{Event, Link, Output, Path, SocketId, Time, Transmit};
+use crate::protocol::{Event, Input, Link, Output, Path, SocketId, Time, Transmit};
 use crate::sys::memory;
 use crate::sys::timer::Timer;
 use crate::sys::udp;
@@ -19,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::{debug, trace, warn};
 
 /// A goodbye takes 100 ms; by then the link is over, said or not.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
@@ -117,7 +117,12 @@ impl Driver {
                 fired.map_err(RunError::system("cannot wait for the time"))?;
                 self.link.handle_timeout(now);
             }
-            Woken::Mail(Message::Input(input)) => self.link.handle_input(now, input),
+            Woken::Mail(Message::Input(input)) => {
+                if let Input::Control { session, counter, .. } = &input {
+                    trace!(session, counter, "control message");
+                }
+                self.link.handle_input(now, input);
+            }
             Woken::Mail(Message::SendFailed { path, error }) => {
                 debug!("user data cannot leave from the address in use: {error}");
                 self.link.handle_send_failure(now, path);

@@ -65,7 +65,7 @@ impl<O: Open> Ingress<O> {
         }
     }
 
-    /// Takes one batch from the n-th socket to the interface, and says whether there was one.
+    /// Takes one batch from the n-th socket to the interface, and says what there was.
     fn serve(&mut self, n: usize) -> io::Result<Turn> {
         // A table that changed since only means another socket that may be empty.
         let Some((id, socket)) = self.inbox.sockets.at(n).cloned() else { return Ok(Turn::Idle) };
@@ -75,18 +75,22 @@ impl<O: Open> Ingress<O> {
         }
         self.open(id)?;
         self.write()?;
-        Ok(if filled { Turn::Busy } else { Turn::Idle })
+        Ok(match filled {
+            0 => Turn::Idle,
+            ROOMS => Turn::Full,
+            _ => Turn::Busy,
+        })
     }
 
-    /// Fills the rooms from one socket, and says whether there was anything. An error that is not the socket's end is no
-    /// evidence of anything: it is counted.
-    fn receive(&mut self, socket: &UdpSocket) -> io::Result<bool> {
+    /// Fills the rooms from one socket, and says how many. An error that is not the socket's end is no evidence of
+    /// anything: it is counted.
+    fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
         match self.receives.receive(socket, self.buffer.chunks_exact_mut(ROOM)) {
-            Ok(filled) => Ok(filled > 0),
+            Ok(filled) => Ok(filled),
             Err(error) if udp::is_fatal(&error) => Err(error),
             Err(_) => {
                 self.traffic.errors.add(1);
-                Ok(false)
+                Ok(0)
             }
         }
     }
@@ -118,7 +122,11 @@ impl<O: Open> Ingress<O> {
                             self.levels.drops.malformed.bump();
                         }
                     }
-                    Received::Cold => self.outbox.cold(path, datagram),
+                    Received::Cold => {
+                        if !self.outbox.cold(path, datagram) {
+                            self.levels.drops.replayed.bump();
+                        }
+                    }
                     Received::Control { session, counter } => {
                         self.outbox.control(path, session, counter, &self.buffer[plaintext(range)]);
                     }
@@ -172,8 +180,9 @@ impl<O: Open> Turns for Ingress<O> {
         for n in (0..sockets::MAX).filter(|n| ready & (1 << n) != 0) {
             match self.serve(n)? {
                 Turn::Idle => {}
-                Turn::Busy => turn = Turn::Busy,
                 Turn::Stop => return Ok(Turn::Stop),
+                other if turn != Turn::Full => turn = other,
+                _ => {}
             }
         }
         // Also when only the bell rang.

@@ -4,14 +4,15 @@
 //! that a flood of one displaces nothing of another; the death of a loop has room kept for it and is never dropped.
 
 use super::Open;
+use crate::protocol::constants::COLD_BURST;
 use crate::protocol::{Input, Notice, Path, Small};
 use std::fmt;
 use std::future::pending;
 use std::io;
 use tokio::sync::mpsc;
 
-/// Cold-open datagrams waiting at most: each may cost the engine a DH.
-const COLD: usize = 64;
+/// Cold-open datagrams waiting at most: as many as may come at once, of each of the four types.
+const COLD: usize = 4 * COLD_BURST as usize;
 /// Control messages and notices waiting at most.
 const CONTROL: usize = 256;
 /// Failed sends waiting at most: one says it all.
@@ -105,9 +106,9 @@ pub(super) fn open() -> (Outbox, Mailbox) {
 }
 
 impl Outbox {
-    /// A cold-open datagram whose MAC is right.
-    pub(super) fn cold(&self, path: Path, datagram: &[u8]) {
-        let _ = self.cold.try_send(Input::Cold { path, datagram: Small::new(datagram) });
+    /// A cold-open datagram whose MAC is right; says whether there was room for it.
+    pub(super) fn cold(&self, path: Path, datagram: &[u8]) -> bool {
+        self.cold.try_send(Input::Cold { path, datagram: Small::new(datagram) }).is_ok()
     }
 
     /// An opened control message.
@@ -165,7 +166,7 @@ mod tests {
     #[test]
     fn a_flood_of_one_kind_displaces_no_other() {
         let (outbox, mut mailbox) = open();
-        (0..1_000).for_each(|_| outbox.cold(PATH, b"junk"));
+        assert_eq!((0..1_000).filter(|_| outbox.cold(PATH, b"junk")).count(), COLD);
         (0..1_000).for_each(|n| outbox.control(PATH, 7, n, b"report"));
         while outbox.send_failed(PATH, io::ErrorKind::AddrNotAvailable.into()) {}
         outbox.died(Loop::Ingress, io::ErrorKind::BrokenPipe.into());

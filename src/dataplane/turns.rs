@@ -6,6 +6,8 @@ use std::thread;
 /// What a look at everything that was ready came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
+    /// As much was there as one turn takes, and is dealt with: there is more.
+    Full,
     /// Something was there, and is dealt with; there may be more.
     Busy,
     /// There is nothing to do.
@@ -23,20 +25,71 @@ pub(super) trait Turns {
     fn turn(&mut self, ready: u32) -> io::Result<Turn>;
 }
 
+/// Turns after which a loop that always found something looks at what it did not wait for.
+const TURNS: usize = 64;
+
 /// Runs a loop until it is told to end, or has nothing to live on.
 ///
 /// A loop asleep is woken by the first packet of many, before its sender comes to the second: each packet would be a batch of
 /// its own and pay for two changes of thread. So the loop gives way before it sleeps, and what others have written by then
 /// is one batch. Where nobody else wants to run that is one short system call. No packet in hand ever waits for it.
+///
+/// After a full turn it does not: the next batch is there already, and to give way may take as long as the others have work. Under
+/// a flood of small datagrams it took the loop from the processor after each few of them, and the queue behind it overflowed.
 pub(super) fn run(mut of: impl Turns) -> io::Result<()> {
     loop {
         let ready = of.wait()?;
-        loop {
+        for _ in 0..TURNS {
             match of.turn(ready)? {
+                Turn::Full => {}
                 Turn::Busy => thread::yield_now(),
                 Turn::Idle => break,
                 Turn::Stop => return Ok(()),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+
+    /// A loop whose turns are written down, each with the number of the wait it belongs to.
+    struct Script<'a> {
+        turns: VecDeque<Turn>,
+        waits: u32,
+        seen: &'a mut Vec<u32>,
+    }
+
+    impl Turns for Script<'_> {
+        fn wait(&mut self) -> io::Result<u32> {
+            self.waits += 1;
+            Ok(self.waits)
+        }
+
+        fn turn(&mut self, ready: u32) -> io::Result<Turn> {
+            self.seen.push(ready);
+            Ok(self.turns.pop_front().unwrap_or(Turn::Stop))
+        }
+    }
+
+    fn waits_of(turns: impl IntoIterator<Item = Turn>) -> Vec<u32> {
+        let mut seen = Vec::new();
+        run(Script { turns: turns.into_iter().collect(), waits: 0, seen: &mut seen }).unwrap();
+        seen
+    }
+
+    #[test]
+    fn it_sleeps_when_there_is_nothing() {
+        assert_eq!(waits_of([Turn::Full, Turn::Busy, Turn::Idle, Turn::Busy]), [1, 1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn what_always_has_something_hides_nothing_for_ever() {
+        for always in [Turn::Full, Turn::Busy] {
+            let waits = waits_of(std::iter::repeat_n(always, 3 * TURNS));
+            assert_eq!(waits.last(), Some(&4), "{always:?}");
         }
     }
 }

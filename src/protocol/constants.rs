@@ -51,6 +51,16 @@ pub const MAX_ADDRESSES: usize = 4;
 /// Failed attempts after which a new local port is opened.
 pub const FAILURES_TO_NEW_PORT: u32 = 6;
 
+/// Copies of one cold-open datagram that are looked at: one for each sending to each address, and as many more as a network
+/// may make of them.
+pub const COLD_COPIES: u8 = 64;
+/// How many cold-open datagrams that were looked at are remembered, to know a copy.
+pub const COLD_MEMORY: usize = 1_024;
+/// Authentic cold-open datagrams of one type that are looked at in a second, as long as they come evenly …
+pub const COLD_RATE: u64 = 1_000;
+/// … and at once.
+pub const COLD_BURST: u64 = 16;
+
 /// A token is taken no longer than this after it was made.
 pub const TOKEN_AGE: Duration = Duration::from_secs(10);
 /// A recorded Knock is answered again no longer than this after its first answer.

@@ -6,6 +6,7 @@
 use super::{
     constants::*,
     crypto::MacKey,
+    gate::Gate,
     levels::Levels,
     session::{LaneSealer, OpenError, Opening, SealError},
     time::Time,
@@ -153,7 +154,7 @@ pub enum Received {
         /// The header's flags.
         flags: u8,
     },
-    /// A cold-open datagram whose MAC is right: the whole of it is for the engine.
+    /// A cold-open datagram whose MAC is right, and not one of too many: the whole of it is for the engine.
     Cold,
     /// A control message: the plaintext is `datagram[HEADER..len - TAG]`, for the engine.
     Control {
@@ -172,6 +173,7 @@ const MOVED_SPACING: Duration = Duration::from_millis(200);
 /// The ingress half: opens what comes, and sorts it.
 pub struct Receiver {
     key: MacKey,
+    gate: Gate,
     sessions: Vec<Opening>,
     current: Option<u32>,
     path: Option<Path>,
@@ -186,6 +188,7 @@ impl Receiver {
     pub(crate) fn new(key: MacKey, levels: Arc<Levels>) -> Receiver {
         Receiver {
             key,
+            gate: Gate::new(),
             sessions: Vec::new(),
             current: None,
             path: None,
@@ -223,8 +226,12 @@ impl Receiver {
     }
 
     fn cold(&mut self, now: Time, path: Path, datagram: &[u8]) -> Received {
+        if self.gate.is_one_copy_too_many(datagram) {
+            return self.drop(|d| &d.replayed);
+        }
         match check_cold(datagram, &self.key) {
-            ColdCheck::Authentic => return Received::Cold,
+            ColdCheck::Authentic if self.gate.admits(now, datagram) => return Received::Cold,
+            ColdCheck::Authentic => return self.drop(|d| &d.replayed),
             ColdCheck::Malformed => self.levels.drops.malformed.bump(),
             ColdCheck::Unauthentic => {
                 self.levels.drops.unauthentic.bump();

@@ -17,6 +17,7 @@ mod admission;
 pub mod constants;
 pub mod control;
 pub mod crypto;
+mod gate;
 pub mod halves;
 pub mod handshake;
 pub mod levels;

@@ -20,9 +20,13 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Bytes asked for each socket buffer: about 15 ms of a gigabit, so that a loop that is not scheduled for a moment
-/// loses nothing, and yet no queue to speak of. (The kernel counts its own overhead in, and doubles the figure for it.)
-const BUFFER: usize = 2 << 20;
+/// Bytes asked for the send buffer: about 15 ms of a gigabit. (The kernel counts its own overhead in, and doubles the figure
+/// for it.)
+const SEND_BUFFER: usize = 2 << 20;
+
+/// Bytes asked for the receive buffer, so that a loop that is not scheduled for some time slices loses nothing. A small
+/// datagram takes more than ten times its size of it: this is 70 ms of a flood of 300,000 a second.
+const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// How long a batch waits for room in the send buffer before the rest of it is dropped, in milliseconds.
 const SEND_WAIT_MS: u16 = 10;
@@ -110,8 +114,8 @@ impl UdpSocket {
         // On a dual-stack socket this is what governs the IPv4 half.
         self.set_int(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
         // FORCE goes beyond the system's limit and needs CAP_NET_ADMIN; without it the limit is what we get.
-        self.set(sockopt::RcvBufForce, &BUFFER).or_else(|_| self.set(sockopt::RcvBuf, &BUFFER))?;
-        self.set(sockopt::SndBufForce, &BUFFER).or_else(|_| self.set(sockopt::SndBuf, &BUFFER))
+        self.set(sockopt::RcvBufForce, &RECEIVE_BUFFER).or_else(|_| self.set(sockopt::RcvBuf, &RECEIVE_BUFFER))?;
+        self.set(sockopt::SndBufForce, &SEND_BUFFER).or_else(|_| self.set(sockopt::SndBuf, &SEND_BUFFER))
     }
 
     fn set<O: SetSockOpt>(&self, option: O, value: &O::Val) -> nix::Result<()> {

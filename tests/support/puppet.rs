@@ -96,6 +96,17 @@ impl Puppet {
         Some(Held::new(handshake, &own, Payload::parse(&message).expect("a payload"), true))
     }
 
+    /// The same, with a Noise message that nobody can read.
+    pub fn open_with_junk(&mut self, world: &mut World, end: usize) {
+        self.knocks += 1;
+        let mut nonce = [1; 16];
+        nonce[..8].copy_from_slice(&self.knocks.to_be_bytes());
+        let answers = world.give(end, self.address, &wire::knock(&nonce, &self.keys.sending));
+        let token: Token = answers[0].bytes[20..44].try_into().expect("a token");
+        let answers = world.give(end, self.address, &wire::init(&nonce, &token, &[7; 64], &self.keys.sending));
+        assert!(answers.is_empty(), "junk was answered");
+    }
+
     /// Answers the attempt `end` has under way, at whatever address that knocks.
     pub fn answer(&mut self, world: &mut World, end: usize, epoch: u32) -> Held {
         let knock = world.logged(end, Kind::Knock).pop().expect("a Knock");
