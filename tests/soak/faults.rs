@@ -293,7 +293,10 @@ fn elsewhere(site: usize) -> IpAddr {
 fn nat(port: u64) -> String {
     format!(
         "table inet rebind {{
-            chain out {{ type filter hook output priority raw; udp sport {PORT} udp sport set {port} }}
+            chain out {{
+                type filter hook output priority raw
+                udp sport {PORT} udp sport set {port}
+            }}
             chain in {{
                 type filter hook prerouting priority raw
                 udp dport {PORT} drop
