@@ -163,6 +163,8 @@ impl Site {
     /// Takes the interface on the cable down, as whoever pulls it out or switches it off.
     pub fn take_cable_down(&self) {
         self.netlink(async |netlink| {
+            // What was configured comes back with it, as IPv4 addresses do anyway.
+            fs::write(format!("/proc/sys/net/ipv6/conf/{}/keep_addr_on_down", self.name), "1").unwrap();
             let cable = LinkUnspec::new_with_index(netlink.index(self.name).await.unwrap()).down().build();
             let (connection, handle, _unasked_for) = rtnetlink::new_connection().unwrap();
             tokio::spawn(connection);

@@ -69,11 +69,10 @@ impl Fault {
     /// Why datagrams may be dropped while it lasts, as `status` names it. A packet too big for the link nobody sends.
     pub fn explains(self) -> &'static [&'static str] {
         match self {
-            // Held back until its key was gone, or seen before.
-            Loss | LossOneWay | Delay | Reorder | Slow => &["replayed", "no_session"],
-            Duplicate => &["replayed", "no_session"],
-            // What was sealed for a session that is no more, cold opens crossing, tokens of a process that is no more.
-            Cut | CutOneWay | NatRebinds | AddressChanges | CableDown | Sleeps => &["replayed", "no_session"],
+            // What comes twice, or for a session that is no more; cold opens that cross.
+            Loss | LossOneWay | Delay | Reorder | Duplicate | Slow | Cut | CutOneWay | NatRebinds | AddressChanges
+            | CableDown | Sleeps => &["replayed", "no_session"],
+            // Tokens too of a process that is no more.
             Killed | Terminated => &["replayed", "no_session", "unauthentic"],
             Corrupt | EverythingAtOnce | Junk | Replay => &["replayed", "no_session", "unauthentic", "malformed"],
         }
@@ -90,6 +89,8 @@ pub struct Stage<'a> {
     moved: Option<usize>,
     forger: RawUdp,
     recorded: Vec<Vec<u8>>,
+    /// Of both sites, before there was a link.
+    routes: [Vec<[String; 3]>; 2],
 }
 
 impl<'a> Stage<'a> {
@@ -97,6 +98,7 @@ impl<'a> Stage<'a> {
         Self {
             lab,
             relay,
+            routes: [lab.left.routes(), lab.right.routes()],
             dice: SplitMix(seed),
             ends: [Some(lab.left.start()), Some(lab.right.start())],
             asleep: [false; 2],
@@ -276,10 +278,12 @@ impl<'a> Stage<'a> {
 
     /// Both ends end as a service manager has it, and nothing of them is left.
     pub fn close(self) {
-        for (site, end) in self.sites().into_iter().zip(self.ends) {
+        for ((site, end), before) in self.sites().into_iter().zip(self.ends).zip(self.routes) {
             assert!(end.unwrap().terminate().success());
             assert_eq!(site.interfaces(), ["lo", site.name]);
             assert!(!site.socket().exists());
+            // A cable that was down a moment ago gets its IPv6 routes back later.
+            wait_until("routes as before the link", PATIENCE, || site.routes() == before);
         }
     }
 }

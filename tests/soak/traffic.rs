@@ -304,7 +304,11 @@ impl Traffic {
         while !self.stopped() {
             match shell.read(&mut room) {
                 Ok(0) => return,
-                Ok(length) => shell.write_all(&room[..length]).unwrap(),
+                Ok(length) => {
+                    if let Err(e) = shell.write_all(&room[..length]) {
+                        return self.is_wrong(format!("the connection that stays: {e}"));
+                    }
+                }
                 Err(e) if is_only_late(&e) => {}
                 Err(e) => return self.is_wrong(format!("the connection that stays: {e}")),
             }
@@ -317,7 +321,9 @@ impl Traffic {
             let line = number.to_be_bytes();
             let mut echo = Vec::new();
             let mut room = [0; 8];
-            keyboard.write_all(&line).unwrap();
+            if let Err(e) = keyboard.write_all(&line) {
+                return self.is_wrong(format!("the connection that stays: {e}"));
+            }
             while echo.len() < line.len() {
                 if self.stopped() {
                     return;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::common::lab::End;
 
 /// What a long life may add to the memory of its own that a process has.
-const GROWTH_KB: u64 = 1024;
+const GROWTH_KB: u64 = 512;
 
 /// At one moment.
 #[derive(Clone, Copy, Debug)]
@@ -90,12 +90,6 @@ impl Series {
         let (first, last) = (median(0.2, 0.2 + third), median(1.0 - third, 1.0));
         println!("{name}: memory of its own {first} kB in the first third of its life, {last} kB in the last");
         assert!(last <= first + GROWTH_KB, "{name} grew from {first} kB to {last} kB");
-    }
-
-    /// Lowest and highest of a figure.
-    pub fn range(&self, of: fn(&Sample) -> u64) -> (u64, u64) {
-        let figures = || self.samples.iter().map(|(_, sample)| of(sample));
-        (figures().min().unwrap_or(0), figures().max().unwrap_or(0))
     }
 
     /// The figures of the last calm moment.
