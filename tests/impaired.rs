@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::lab::{End, Lab, Site};
-use common::relay::{Counts, Faults};
+use common::lab::{End, Lab, PATIENCE, Site};
+use common::relay::{Counts, Faults, Relay};
 use common::wait_until;
 use serde_json::Value;
 
@@ -20,6 +20,7 @@ const MS: fn(u64) -> Duration = Duration::from_millis;
 scenario!(the_relay_does_to_frames_what_it_says_and_counts_it, 60, {
     let (lab, relay) = Lab::over_relay(1);
     let pass = |faults: Faults| {
+        wait_until_quiet(&relay);
         relay.set([faults, Faults::default()]);
         let before = relay.counts()[0];
         let arrived = send_numbered(&lab.left, &lab.right, lab.right.outer[0], 1000);
@@ -148,6 +149,18 @@ fn chatter(from: &Site, to: IpAddr, over: &AtomicBool) {
         let _ = socket.send_to(&[0; 100], (to, 9));
         thread::sleep(MS(10));
     }
+}
+
+/// The pings that tried the line out may still be under way.
+fn wait_until_quiet(relay: &Relay) {
+    let mut before = None;
+    wait_until("a quiet line", PATIENCE, || {
+        let counts = Some(relay.counts());
+        let quiet = before == counts;
+        before = counts;
+        thread::sleep(MS(200));
+        quiet
+    });
 }
 
 struct Arrival {

@@ -146,7 +146,7 @@ impl<'a> Soak<'a> {
         self.recover();
         let took = lifted.elapsed();
         println!("; Up after {:.2} s", took.as_secs_f64());
-        assert!(took < BOUND, "{what}: Up only after {took:?}");
+        assert!(took < BOUND, "{what}: back only after {took:?}; now {:#?}", self.statuses());
         let (count, slowest) = self.recoveries.entry(fault).or_default();
         (*count, *slowest) = (*count + 1, took.max(*slowest));
         if matches!(fault, Fault::Killed | Fault::Terminated) {
