@@ -212,7 +212,7 @@ scenario!(address_changes_during_a_transfer, 60, {
     let before = left.status();
     transfer(&lab.right, &lab.left, lab.left.inner[0], 400 * MB, |meter| {
         wait_for_bytes(meter, 20 * MB);
-        move_to(&lab.right, "192.0.2.77");
+        lab.right.change_address(lab.right.outer[0], "192.0.2.77".parse().unwrap());
         assert!(meter.received.load(Relaxed) < 400 * MB, "the transfer was over already");
     });
     // The other way the path is pinned to the old local address no longer.
@@ -222,15 +222,6 @@ scenario!(address_changes_during_a_transfer, 60, {
     assert!(after["session"]["epoch"].as_u64() >= before["session"]["epoch"].as_u64());
     right.wait_for_state("up");
 });
-
-/// Takes a site's IPv4 address on the cable away and gives it another, as a DHCP server may.
-fn move_to(site: &Site, address: &str) {
-    site.netlink(async |netlink| {
-        let cable = netlink.index(site.name).await.unwrap();
-        netlink.del_address(cable, site.outer[0], 24).await.unwrap();
-        netlink.add_address(cable, address.parse().unwrap(), 24).await.unwrap();
-    });
-}
 
 scenario!(both_ends_start_at_once, 60, {
     for _ in 0..3 {

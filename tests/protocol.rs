@@ -5,7 +5,11 @@
 mod support;
 
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
-use support::{scenes::*, world::Network, *};
+use support::{
+    scenes::*,
+    world::{Flight, Network, World},
+    *,
+};
 use tieline::{
     keys::SecretKey,
     protocol::{
@@ -575,6 +579,41 @@ fn three_missed_reports_bring_the_line_down() {
         world.network.blocked = [false; 2];
         assert!(world.run_until(silence + secs(8), World::together));
     }
+}
+
+/// Where Reports alone are to be heard, three in a row are lost often, and two and the third late more often still.
+#[test]
+fn an_idle_line_stays_up_where_three_of_ten_are_lost() {
+    const HOURS: u64 = 2;
+    let mut world = up(pair());
+    world.log = None;
+    world.network = Network { loss: [0.3; 2], delay: 500_000_000..560_000_000, ..Network::default() };
+    let downs = |world: &World| {
+        [A, B].map(|end| world.ends[end].said(|e| matches!(e, Event::State { state: State::Down, .. })))
+    };
+    let mut apart = 0;
+    for _ in 0..HOURS * 3600 * 5 {
+        world.run(ms(200));
+        apart += u64::from([A, B].iter().any(|end| world.status(*end).state != State::Up));
+    }
+    // With Reports alone it is 200 times an hour at each end, and 16 % of the time.
+    let [a, b] = downs(&world);
+    assert!(a + b <= 2 * 2 * HOURS as usize, "Down {a} and {b} times in {HOURS} hours");
+    assert!(apart * 1000 < HOURS * 3600 * 5 * 2, "apart {:.2} % of the time", apart as f64 / (HOURS * 180) as f64);
+}
+
+#[test]
+fn only_a_peer_whose_report_is_overdue_is_asked() {
+    let check = |flight: &Flight| flight.kind() == Some(Kind::Control) && flight.bytes.len() == 44;
+    let asked = |world: &World| world.log.iter().flatten().filter(|f| f.sender == A && check(f)).count();
+    let mut world = up(pair());
+    world.run(secs(60));
+    assert_eq!(asked(&world), 0, "on a line that loses nothing");
+    world.network.blocked = [true; 2];
+    world.run(secs(10));
+    // From 1⅛ to 3 s of silence, each eighth of a second; afterwards, while Down, each interval.
+    let times = asked(&world);
+    assert!((14..=24).contains(&times), "{times} times");
 }
 
 #[test]

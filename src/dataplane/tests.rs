@@ -226,6 +226,11 @@ fn without_a_session_frames_are_dropped_and_counted() {
     let (a, b) = (End::start("127.0.0.1:0"), End::start("127.0.0.1:0"));
     a.interface.send(&v4(100, 0)).unwrap();
     eventually("counted", || a.levels.drops.no_session.get() == 1);
+    // However many: the loop goes on.
+    for n in 2..=1000 {
+        a.interface.send(&v4(1000, 0)).unwrap();
+        eventually("counted", || a.levels.drops.no_session.get() == n);
+    }
 
     // Sealed under a session the other end does not know.
     let (mut halves, _) = session(Cipher::ChaCha20Poly1305);

@@ -140,10 +140,12 @@ impl<M> Batch<M> {
         })
     }
 
-    /// Works on each datagram in place and forgets those for which `keep` says no. No bytes move.
+    /// Works on each datagram in place and forgets those for which `keep` says no. No bytes move; what was behind the last one
+    /// kept is room again.
     pub fn retain(&mut self, mut keep: impl FnMut(&mut [u8], &mut M) -> bool) {
         let bytes = &mut self.bytes;
         self.entries.retain_mut(|entry| keep(&mut bytes[entry.range.clone()], &mut entry.meta));
+        self.end = self.entries.last().map_or(0, |entry| entry.range.end);
     }
 }
 
@@ -157,6 +159,16 @@ mod tests {
     fn fill_room(batch: &mut Batch<u8>, length: usize, byte: u8) {
         batch.room().unwrap()[..length].fill(byte);
         batch.push(length, byte);
+    }
+
+    #[test]
+    fn what_is_not_kept_leaves_its_room() {
+        let mut batch = Batch::new(LAYOUT);
+        for round in 0..10 * LAYOUT.slots {
+            assert!(batch.room().is_some(), "no room in round {round}");
+            batch.push(LAYOUT.frame, 0);
+            batch.retain(|_, _| false);
+        }
     }
 
     #[test]

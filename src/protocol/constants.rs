@@ -106,6 +106,8 @@ pub const REKEY_ANSWER_SPACING: Duration = Duration::from_millis(100);
 
 /// Reports missed until the peer counts as gone.
 pub const MISSED_REPORTS: u32 = 3;
+/// How often a peer whose Report is overdue is asked whether it is there, in each of its intervals.
+pub const ASKS_PER_INTERVAL: u32 = 8;
 /// The shortest report interval an end may announce, in milliseconds.
 pub const INTERVAL_MIN_MS: u32 = 50;
 /// The longest report interval an end may announce, in milliseconds.

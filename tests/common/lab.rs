@@ -3,19 +3,21 @@
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rtnetlink::LinkUnspec;
 use serde_json::Value;
 use tieline::keys::{PresharedKey, PublicKey, SecretKey};
 use tieline::sys::netlink::Netlink;
 use tieline::sys::netns::{NetNs, die_with_parent};
 
 use super::ping::Pinger;
+use super::relay::Relay;
 use super::transfer::{self, Load, Meter, Tally};
 use super::{output_within, wait_until};
 
@@ -57,18 +59,28 @@ pub struct Site {
 impl Lab {
     /// Sites that know each other's keys and IPv4 endpoints, nothing running yet.
     pub fn new() -> Self {
+        let lab = Self::unconnected();
+        lab.lay_cable();
+        lab.connect();
+        lab
+    }
+
+    /// The same with a relay in place of the cable, for now as good as one.
+    pub fn over_relay(seed: u64) -> (Self, Relay) {
+        let lab = Self::unconnected();
+        let relay = Relay::between([&lab.left, &lab.right], seed);
+        lab.connect();
+        (lab, relay)
+    }
+
+    fn unconnected() -> Self {
         let key = || SecretKey::generate().unwrap();
         let (left_key, right_key) = (key(), key());
         let (left_public, right_public) = (left_key.public().unwrap(), right_key.public().unwrap());
-        let lab = Self {
+        Self {
             left: Site::new("left", "tl-left", 1, left_key, right_public),
             right: Site::new("right", "tl-right", 2, right_key, left_public),
-        };
-        lab.lay_cable();
-        // The kernel finishes setting up IPv6 on its own time; what a scenario sees should not depend on it.
-        lab.left.ping(lab.right.outer[1]);
-        lab.right.ping(lab.left.outer[1]);
-        lab
+        }
     }
 
     fn lay_cable(&self) {
@@ -77,6 +89,10 @@ impl Lab {
             let right = netlink.index("right").await.unwrap();
             netlink.set_netns(right, &self.right.network).await.unwrap();
         });
+    }
+
+    /// Gives the sites their addresses outside.
+    fn connect(&self) {
         for site in [&self.left, &self.right] {
             site.netlink(async |netlink| {
                 let cable = netlink.index(site.name).await.unwrap();
@@ -86,6 +102,9 @@ impl Lab {
                 netlink.set_up(netlink.index("lo").await.unwrap()).await.unwrap();
             });
         }
+        // The kernel finishes setting up IPv6 on its own time; what a scenario sees should not depend on it.
+        self.left.ping(self.right.outer[1]);
+        self.right.ping(self.left.outer[1]);
     }
 
     /// Starts both ends and waits until a ping comes through.
@@ -130,6 +149,32 @@ impl Site {
             let cable = netlink.index(self.name).await.unwrap();
             netlink.set_mtu(cable, mtu).await.unwrap();
         });
+    }
+
+    /// Takes an IPv4 address on the cable away and gives another, as a DHCP server may.
+    pub fn change_address(&self, from: IpAddr, to: IpAddr) {
+        self.netlink(async |netlink| {
+            let cable = netlink.index(self.name).await.unwrap();
+            netlink.del_address(cable, from, 24).await.unwrap();
+            netlink.add_address(cable, to, 24).await.unwrap();
+        });
+    }
+
+    /// Takes the interface on the cable down, as whoever pulls it out or switches it off.
+    pub fn take_cable_down(&self) {
+        self.netlink(async |netlink| {
+            // What was configured comes back with it, as IPv4 addresses do anyway.
+            fs::write(format!("/proc/sys/net/ipv6/conf/{}/keep_addr_on_down", self.name), "1").unwrap();
+            let cable = LinkUnspec::new_with_index(netlink.index(self.name).await.unwrap()).down().build();
+            let (connection, handle, _unasked_for) = rtnetlink::new_connection().unwrap();
+            tokio::spawn(connection);
+            handle.link().change(cable).execute().await.unwrap();
+        });
+    }
+
+    /// And up again.
+    pub fn bring_cable_up(&self) {
+        self.netlink(async |netlink| netlink.set_up(netlink.index(self.name).await.unwrap()).await.unwrap());
     }
 
     /// Pings until it is answered, and says how long that took.
@@ -276,9 +321,13 @@ impl End<'_> {
         self.child.wait().unwrap();
     }
 
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
     /// As a service manager does.
     pub fn terminate(mut self) -> ExitStatus {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).unwrap();
+        self.signal(Signal::SIGTERM);
         let mut status = None;
         wait_until("ending on SIGTERM", PATIENCE, || {
             status = self.child.try_wait().unwrap();
@@ -291,9 +340,18 @@ impl End<'_> {
         self.child.try_wait().unwrap().is_some()
     }
 
+    /// Whether `tieline status` gets an answer.
+    pub fn answers(&self) -> bool {
+        serde_json::from_slice::<Value>(&self.ask().stdout).is_ok()
+    }
+
+    fn ask(&self) -> Output {
+        output_within(self.site.tieline().args(["status", "--json"]).arg(self.site.config()), PATIENCE)
+    }
+
     /// `tieline status --json`, and its exit code.
     pub fn status_and_code(&self) -> (Value, i32) {
-        let output = output_within(self.site.tieline().args(["status", "--json"]).arg(self.site.config()), PATIENCE);
+        let output = self.ask();
         let text = String::from_utf8_lossy(&output.stdout);
         let status = serde_json::from_str(&text)
             .unwrap_or_else(|e| panic!("status --json: {e}: {text}{}", String::from_utf8_lossy(&output.stderr)));

@@ -13,6 +13,7 @@ pub mod intruder;
 pub mod lab;
 pub mod nft;
 pub mod nic;
+pub mod relay;
 pub mod udp;
 pub mod yard;
 
@@ -23,7 +24,7 @@ pub mod ping;
 pub mod transfer;
 
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,7 +66,6 @@ pub fn play(name: &str, seconds: u64, story: impl FnOnce()) {
     }
     let _alone = alone();
     let (output, verdict) = in_time(name, Duration::from_secs(seconds));
-    print!("{output}");
     if let Err(why) = verdict {
         panic!("{why}");
     }
@@ -74,23 +74,37 @@ pub fn play(name: &str, seconds: u64, story: impl FnOnce()) {
 }
 
 fn in_time(name: &str, patience: Duration) -> (String, Result<(), String>) {
-    let mut output = tempfile::tempfile().unwrap();
+    let output = tempfile::tempfile().unwrap();
     let mut child = test_binary(name, &output).spawn().unwrap();
-    let verdict = match end_within(&mut child, patience) {
+    let mut text = Vec::new();
+    // Said as it comes: some scenarios go on for long.
+    let mut follow = || {
+        let said = text.len();
+        let mut room = [0; 1 << 14];
+        while let Ok(length @ 1..) = output.read_at(&mut room, text.len() as u64) {
+            text.extend_from_slice(&room[..length]);
+        }
+        print!("{}", String::from_utf8_lossy(&text[said..]));
+    };
+    let ended = end_within_meanwhile(&mut child, patience, &mut follow);
+    follow();
+    let verdict = match ended {
         Some(status) if status.success() => Ok(()),
         Some(status) => Err(format!("{name} failed: {status}")),
         None => Err(format!("{name} was not over after {patience:?}")),
     };
-    let mut text = String::new();
-    output.rewind().unwrap();
-    output.read_to_string(&mut text).unwrap();
-    (text, verdict)
+    (String::from_utf8_lossy(&text).into_owned(), verdict)
 }
 
 /// Waits for a process to end by itself; kills it when its time is over.
 pub fn end_within(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    end_within_meanwhile(child, patience, || {})
+}
+
+fn end_within_meanwhile(child: &mut Child, patience: Duration, mut meanwhile: impl FnMut()) -> Option<ExitStatus> {
     let started = Instant::now();
     while started.elapsed() < patience {
+        meanwhile();
         let ended = child.try_wait().unwrap();
         if ended.is_some() {
             return ended;

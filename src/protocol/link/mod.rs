@@ -198,6 +198,8 @@ pub struct Link {
     paths: Paths,
     report_at: Option<Time>,
     last_report: Option<Time>,
+    /// When the silent peer was last asked whether it is there.
+    asked: Option<Time>,
     keepalive: Keepalive,
     closing: Option<Closing>,
 }
@@ -246,6 +248,7 @@ impl Link {
             paths: Paths::default(),
             report_at: None,
             last_report: None,
+            asked: None,
             keepalive: Keepalive { checked: now, sealed: 0 },
             closing: None,
         };
@@ -353,6 +356,7 @@ impl Link {
         [
             self.slots.next_expiry(),
             self.next_liveness(),
+            self.next_ask(),
             self.next_attempt(),
             self.next_rekey(),
             self.paths.deadline(),

@@ -113,6 +113,27 @@ impl Link {
         }
     }
 
+    /// When the peer is asked whether it is there: its Report is overdue. The answer counts as heard, like everything.
+    pub(super) fn next_ask(&self) -> Option<Time> {
+        if self.liveness.state == State::Down || self.paths.current.is_none() {
+            return None;
+        }
+        let interval = self.detection() / MISSED_REPORTS;
+        let spacing = (interval / ASKS_PER_INTERVAL).max(REPORT_SPACING);
+        let overdue = self.last_heard()? + interval + spacing;
+        Some(self.asked.map_or(overdue, |asked| overdue.max(asked + spacing)))
+    }
+
+    fn run_ask(&mut self, now: Time) {
+        if self.next_ask().is_none_or(|at| at > now) {
+            return;
+        }
+        self.asked = Some(now);
+        if let (Some(path), Ok(cookie)) = (self.paths.current, self.entropy.bytes()) {
+            self.send_path_check(path, cookie);
+        }
+    }
+
     fn on_goodbye(&mut self, now: Time) {
         let Some(rank) = self.slots.cur.as_ref().map(|cur| cur.rank) else {
             return;
@@ -155,6 +176,7 @@ impl Link {
             self.send_report(now);
             self.probe_while_down();
         }
+        self.run_ask(now);
         self.run_keepalive(now);
     }
 
