@@ -84,12 +84,12 @@ pub struct LocalConfig {
 /// The other end.
 #[derive(Debug)]
 pub struct PeerConfig {
-    /// Who the other end is; never this end's own key.
-    pub public_key: PublicKey,
+    /// Who the other end is; never this end's own key. One, or an old and a new one while it changes its key.
+    pub public_keys: Vec<PublicKey>,
     /// Where to call it. `None`: it calls.
     pub endpoint: Option<Endpoint>,
-    /// Mixed into every handshake.
-    pub preshared_key: Option<PresharedKey>,
+    /// Mixed into every handshake. None, one, or two while both ends change it: this end answers under the first.
+    pub preshared_keys: Vec<PresharedKey>,
 }
 
 /// Host and UDP port. The host is a name still to be looked up, or an address (IPv6 without brackets, and perhaps

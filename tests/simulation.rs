@@ -116,7 +116,7 @@ fn draw_setups(dice: &mut Dice) -> [EndSetup; 2] {
     [0, 1].map(|end| {
         let mut setup = EndSetup::new(0);
         setup.secret = dice.bytes();
-        (setup.psk, setup.knows_peer, setup.lateness) = (psk, names[end], lateness);
+        (setup.psks, setup.knows_peer, setup.lateness) = (psk.into_iter().collect(), names[end], lateness);
         setup.boot = if dice.chance(0.2) { 0 } else { dice.range(0..1 << 50) };
         setup.params.aes = aes || dice.chance(0.5);
         setup.params.chacha = !aes || dice.chance(0.5);

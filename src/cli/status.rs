@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use super::{FAILED, Failure, StatusArgs, print};
 use crate::config::Config;
-use crate::control::status::{self, AskError, Drops, Sandbox, State, Status, Traffic};
+use crate::control::status::{self, AskError, Drops, Rotation, Sandbox, State, Status, Traffic};
 
 /// The link is not up, or not running.
 const NOT_UP: u8 = 3;
@@ -99,6 +99,9 @@ fn show(status: &Status) -> String {
     if let Some(endpoint) = &peer.endpoint {
         let _ = write!(text, "\n            at {endpoint}");
     }
+    if let Some(rotation) = rotation(status) {
+        let _ = write!(text, "\n  rotation  {rotation}");
+    }
     text += "\n  session   ";
     match &status.session {
         Some(session) => {
@@ -127,6 +130,21 @@ fn show(status: &Status) -> String {
         let _ = write!(text, "\n  sandbox   {}", locks(sandbox));
     }
     text + "\n"
+}
+
+/// How far a change of keys is.
+fn rotation(status: &Status) -> Option<String> {
+    let psk = status.session.as_ref().and_then(|session| session.preshared_key);
+    let others = status.peer.public_keys.iter().filter(|key| **key != status.peer.public_key);
+    match status.rotation {
+        Rotation::None => None,
+        Rotation::Waiting => Some("waiting for the peer: the link is still under the old key".into()),
+        Rotation::Listed => {
+            let others: Vec<_> = others.map(|key| format!("the peer may also use {key}")).collect();
+            let psk = psk.map(|at| format!("the link uses preshared key {at} of the list"));
+            Some(others.into_iter().chain(psk).collect::<Vec<_>>().join("; "))
+        }
+    }
 }
 
 /// What is left to the process, and what keeps the rest from it.
@@ -205,13 +223,20 @@ mod tests {
             interface: "tl0".into(),
             state: State::Up,
             since: Some("2026-01-02T03:04:05Z".into()),
-            peer: Peer { public_key: "tlpub1…".into(), endpoint: Some("203.0.113.7:7311".into()) },
+            local: Default::default(),
+            peer: Peer {
+                public_key: "tlpub1…".into(),
+                public_keys: vec!["tlpub1…".into()],
+                endpoint: Some("203.0.113.7:7311".into()),
+            },
+            rotation: Rotation::None,
             session: Some(Session {
                 noise: "…".into(),
                 cipher: "aes-256-gcm".into(),
                 post_quantum: true,
                 epoch: 3,
                 age_s: 41.2,
+                preshared_key: None,
             }),
             path: Line {
                 mtu: Some(1440),
@@ -269,6 +294,17 @@ tl0 (hq): down since 2026-01-02T03:04:05Z
   sandbox   no capabilities, no seccomp, no landlock
 ";
         assert_eq!(show(&status), shown);
+    }
+
+    #[test]
+    fn a_change_of_keys_that_is_under_way() {
+        let line = |status: &Status| show(status).lines().find(|line| line.contains("rotation")).map(str::to_owned);
+        assert_eq!(line(&status()), None);
+        let mut waiting = Status { rotation: Rotation::Waiting, ..status() };
+        assert_eq!(line(&waiting).unwrap(), "  rotation  waiting for the peer: the link is still under the old key");
+        waiting.rotation = Rotation::Listed;
+        waiting.peer.public_keys.push("tlpub1other".into());
+        assert_eq!(line(&waiting).unwrap(), "  rotation  the peer may also use tlpub1other");
     }
 
     #[test]

@@ -65,7 +65,7 @@ fn a_small_file_has_the_defaults() {
         }
     );
     assert_eq!(config.local.listen, Some("[::]:7311".parse().unwrap()));
-    assert!(config.peer.endpoint.is_none() && config.peer.preshared_key.is_none());
+    assert!(config.peer.endpoint.is_none() && config.peer.preshared_keys.is_empty());
     let (cipher, checksum) = (CipherChoice::Auto, Checksum::Partial);
     assert_eq!(config.crypto, CryptoConfig { cipher, post_quantum: true, checksum });
     assert_eq!(config.liveness_interval, Duration::from_secs(1));

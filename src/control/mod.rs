@@ -42,8 +42,9 @@ pub use names::serve as serve_names;
 
 use crate::config::{Checksum, CipherChoice, Config, CryptoConfig};
 use crate::dataplane::{Dataplane, Loop};
+use crate::protocol::crypto::CryptoFailure;
 use crate::protocol::link::{RekeyTimes, SetupError};
-use crate::protocol::{Link, Params, Time};
+use crate::protocol::{Keys, Link, Params, Time};
 use crate::sys::clock::boottime_ns;
 use crate::sys::netlink::{Netlink, NetlinkError};
 use crate::sys::offloads::{Offloads, TunOffloads};
@@ -212,10 +213,8 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
     let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
     let (index, device) = interface::create(&netlink, &config.link, options.offloads.tun).await?;
     let now = clock()?;
-    let psk = config.peer.preshared_key.as_ref();
     let params = params(&config, options, device.offloads());
-    let (link, sender, receiver) =
-        Link::new(params, &config.local.private_key, &config.peer.public_key, psk, Box::new(OsEntropy), now)?;
+    let (link, sender, receiver) = Link::new(params, keys(&config), Box::new(OsEntropy), now)?;
     let listener = status::Listener::open(&socket_path, confinement.user())
         .map_err(|source| RunError::StatusSocket { path: socket_path.clone(), source })?;
     confinement.close_process(&socket_path)?;
@@ -238,7 +237,9 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
     let identity = status::Identity {
         name: config.name.clone(),
         interface: interface.clone(),
-        peer: config.peer.public_key.to_string(),
+        own: config.local.private_key.public().map_err(|_| SetupError::from(CryptoFailure))?,
+        peers: config.peer.public_keys.clone(),
+        preshared: config.peer.preshared_keys.len(),
         sandbox,
     };
     let driver = Driver { link, dataplane, ports, identity, peer, largest, state: DriverState::default() };
@@ -252,6 +253,12 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
 /// The time of the protocol.
 fn clock() -> Result<Time, RunError> {
     boottime_ns().map(Time).map_err(RunError::system("cannot read the clock"))
+}
+
+/// The keys of the config, as the engine takes them.
+fn keys(config: &Config) -> Keys<'_> {
+    let (own, peer) = (&config.local.private_key, &config.peer);
+    Keys { own, peers: &peer.public_keys, preshared: &peer.preshared_keys }
 }
 
 /// What the config means to the engine.

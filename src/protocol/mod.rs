@@ -19,6 +19,7 @@ pub mod control;
 pub mod crypto;
 pub mod halves;
 pub mod handshake;
+mod keyring;
 pub mod levels;
 pub mod link;
 mod liveness;
@@ -37,5 +38,6 @@ pub mod wire;
 
 pub use constants::{HEADER, TAG};
 pub use halves::{EgressUpdate, IngressUpdate, Input, Notice, Path, Received, Receiver, Sender, Small, SocketId};
+pub use keyring::Keys;
 pub use link::{Event, Link, Output, Params, Transmit};
 pub use time::Time;

@@ -348,8 +348,9 @@ pub fn params(settings: &Value) -> Params {
 
 impl End {
     /// Sets `end` up at time 0.
-    pub fn new(end: &str, params: Params, psk: Option<&PresharedKey>, entropy: Script) -> End {
-        let made = Link::new(params, &secret(end), &public(other(end)), psk, Box::new(entropy), Time(0));
+    pub fn new(end: &str, params: Params, psk: Option<PresharedKey>, entropy: Script) -> End {
+        let keys = Keys { own: &secret(end), peers: &[public(other(end))], preshared: psk.as_slice() };
+        let made = Link::new(params, keys, Box::new(entropy), Time(0));
         let (link, _, receiver) = made.expect("two different keys");
         End { link, receiver }
     }
