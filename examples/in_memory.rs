@@ -12,7 +12,7 @@ use tieline::{
     control::OsEntropy,
     keys::{PublicKey, SecretKey},
     protocol::{
-        Event, HEADER, Input, Link, Output, Params, Path, Received, Receiver, Sender, Small, SocketId, TAG, Time,
+        Event, HEADER, Input, Keys, Link, Output, Params, Path, Received, Receiver, Sender, Small, SocketId, TAG, Time,
         Transmit, control::State,
     },
 };

@@ -12,8 +12,9 @@ use tieline::{
     protocol::{
         Event,
         control::State,
+        crypto::OpenKeys,
         link::{DownCause, KeysInUse, RekeyTimes},
-        wire::Kind,
+        wire::{self, Kind},
     },
 };
 
@@ -82,24 +83,20 @@ fn nothing_of(world: &mut World, end: usize, old: u8) {
         for flight in world.logged(1 - end, kind) {
             let before = seen(world, end);
             let answers = world.give(end, flight.from, &flight.bytes);
-            let made_by_old = answers.is_empty();
-            assert!(made_by_old, "a recorded {kind:?} drew {answers:?}");
+            assert!(answers.is_empty(), "a recorded {kind:?} drew {answers:?}");
             assert_eq!(seen(world, end), before);
         }
     }
-    let mut thief = EndSetup::new(old);
-    thief.knows_peer = true;
-    let keys = {
-        let secret = SecretKey::from_bytes([old; 32]);
-        let own = SecretKey::from_bytes(world.ends[end].setup.secret).public().unwrap();
-        tieline::protocol::crypto::OpenKeys::derive(&secret, &secret.public().unwrap(), &own).unwrap()
-    };
-    let knock = tieline::protocol::wire::knock(&[9; 16], &keys.sending);
-    refused(world, end, stranger(), &knock, UNAUTHENTIC);
+    let thief = SecretKey::from_bytes([old; 32]);
+    let own = SecretKey::from_bytes(world.ends[end].setup.secret).public().unwrap();
+    let keys = OpenKeys::derive(&thief, &public(old), &own).unwrap();
+    refused(world, end, stranger(), &wire::knock(&[9; 16], &keys.sending), UNAUTHENTIC);
 }
 
+type Set = Box<dyn Fn(&mut [EndSetup; 2])>;
+
 /// The ways a link can be set up that matter here.
-fn kinds() -> Vec<Box<dyn Fn(&mut [EndSetup; 2])>> {
+fn kinds() -> Vec<Set> {
     vec![
         Box::new(|_| {}),
         Box::new(|setups| setups.iter_mut().for_each(|setup| setup.params.post_quantum = false)),
@@ -302,7 +299,7 @@ fn a_datagram_that_passed_before_its_key_was_taken_out_is_dropped() {
     use tieline::protocol::{Input, Path, Received, Small, SocketId};
     let mut world = up(a_opens());
     let keys = open_keys(&world, A);
-    let mut knock = tieline::protocol::wire::knock(&[8; 16], &keys.sending);
+    let mut knock = wire::knock(&[8; 16], &keys.sending);
     let path = Path { socket: SocketId(0), local: None, peer: stranger() };
     let now = world.ends[B].time(world.now);
     assert_eq!(world.ends[B].process().receiver.receive(now, path, &mut knock), Received::Cold);

@@ -94,6 +94,9 @@ fn show(status: &Status) -> String {
     if let Some(since) = &status.since {
         let _ = write!(text, " since {since}");
     }
+    if !status.local.public_key.is_empty() {
+        let _ = write!(text, "\n  this end  {}", status.local.public_key);
+    }
     let peer = &status.peer;
     let _ = write!(text, "\n  peer      {}", peer.public_key);
     if let Some(endpoint) = &peer.endpoint {
@@ -141,8 +144,9 @@ fn rotation(status: &Status) -> Option<String> {
         Rotation::Waiting => Some("waiting for the peer: the link is still under the old key".into()),
         Rotation::Listed => {
             let others: Vec<_> = others.map(|key| format!("the peer may also use {key}")).collect();
-            let psk = psk.map(|at| format!("the link uses preshared key {at} of the list"));
-            Some(others.into_iter().chain(psk).collect::<Vec<_>>().join("; "))
+            let psk = psk.map(|at| format!("the link uses preshared key {at}"));
+            let facts: Vec<String> = others.into_iter().chain(psk).collect();
+            Some(if facts.is_empty() { "two preshared keys are listed".into() } else { facts.join("; ") })
         }
     }
 }
@@ -213,7 +217,7 @@ fn drops(drops: &Drops) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::{Path as Line, Peer, Session};
+    use crate::control::status::{Local, Path as Line, Peer, Session};
 
     fn status() -> Status {
         let traffic = |packets, bytes, loss_ratio| Traffic { packets, bytes, loss_ratio };
@@ -223,7 +227,7 @@ mod tests {
             interface: "tl0".into(),
             state: State::Up,
             since: Some("2026-01-02T03:04:05Z".into()),
-            local: Default::default(),
+            local: Local { public_key: "tlpub1own…".into() },
             peer: Peer {
                 public_key: "tlpub1…".into(),
                 public_keys: vec!["tlpub1…".into()],
@@ -261,6 +265,7 @@ mod tests {
     fn a_link_that_is_up() {
         let shown = "\
 tl0 (hq): up since 2026-01-02T03:04:05Z
+  this end  tlpub1own…
   peer      tlpub1…
             at 203.0.113.7:7311
   session   aes-256-gcm, post-quantum, epoch 3, 41 s old
@@ -287,6 +292,7 @@ tl0 (hq): up since 2026-01-02T03:04:05Z
         };
         let shown = "\
 tl0 (hq): down since 2026-01-02T03:04:05Z
+  this end  tlpub1own…
   peer      tlpub1…
   session   none
   sent      0 packets, 0 B

@@ -203,7 +203,7 @@ impl Checker<'_> {
         let local = section.map(Spanned::get_ref);
         let text = local.and_then(|local| local.private_key.as_ref());
         let text = text.ok_or_else(|| self.missing(section, "`private_key` of [local]", help))?;
-        let private_key = self.key_file(text, "tieline keygen", SecretKey::read_file)?;
+        let (private_key, private_key_file) = self.key_file(text, "tieline keygen", SecretKey::read_file)?;
         if private_key.is_published() {
             self.warn_published(text.span(), "this end's key", "tieline keygen --out FILE");
         }
@@ -211,7 +211,7 @@ impl Checker<'_> {
         let listen = listen.map(|text| self.parsed(text, parse::listen)).transpose()?;
         let user = local.and_then(|local| local.user.as_ref());
         let user = user.map(|text| self.parsed(text, parse::user)).transpose()?;
-        Ok(LocalConfig { private_key, listen, user })
+        Ok(LocalConfig { private_key, private_key_file, listen, user })
     }
 
     fn peer(&mut self, file: &schema::File) -> Result<PeerConfig, Report> {
@@ -224,8 +224,9 @@ impl Checker<'_> {
         let endpoint = peer.and_then(|peer| peer.endpoint.as_ref());
         let endpoint = endpoint.map(|text| self.parsed(text, parse::endpoint)).transpose()?;
         let texts = peer.and_then(|peer| peer.preshared_key.as_ref());
-        let preshared_keys = texts.map(|texts| self.preshared_keys(texts)).transpose()?.unwrap_or_default();
-        Ok(PeerConfig { public_keys, endpoint, preshared_keys })
+        let (preshared_keys, preshared_key_files) =
+            texts.map(|texts| self.preshared_keys(texts)).transpose()?.unwrap_or_default();
+        Ok(PeerConfig { public_keys, endpoint, preshared_keys, preshared_key_files })
     }
 
     fn public_keys(&mut self, texts: &Spanned<Texts>) -> Result<Vec<PublicKey>, Report> {
@@ -246,10 +247,10 @@ impl Checker<'_> {
         Ok(keys)
     }
 
-    fn preshared_keys(&mut self, texts: &Spanned<Texts>) -> Result<Vec<PresharedKey>, Report> {
-        let mut keys: Vec<PresharedKey> = Vec::new();
+    fn preshared_keys(&mut self, texts: &Spanned<Texts>) -> Result<(Vec<PresharedKey>, Vec<PathBuf>), Report> {
+        let (mut keys, mut files): (Vec<PresharedKey>, Vec<PathBuf>) = Default::default();
         for text in self.one_or_two(texts)? {
-            let key = self.key_file(&text, "tieline psk", PresharedKey::read_file)?;
+            let (key, file) = self.key_file(&text, "tieline psk", PresharedKey::read_file)?;
             if key.is_published() {
                 self.warn_published(text.span(), "the preshared key", "tieline psk --out FILE");
             }
@@ -257,8 +258,9 @@ impl Checker<'_> {
                 return self.fail(text.span(), "this file has the same key as the one before it", "take it out");
             }
             keys.push(key);
+            files.push(file);
         }
-        Ok(keys)
+        Ok((keys, files))
     }
 
     /// The texts of a value that may be a list while a key is changed.
@@ -288,13 +290,13 @@ impl Checker<'_> {
         }
     }
 
-    /// Reads the key file that a value names, beside the config file. The value must not be a key itself.
+    /// Reads the key file that a value names, beside the config file, and says where that is. The value must not be a key itself.
     fn key_file<K>(
         &self,
         text: &Spanned<String>,
         command: &str,
         read: fn(&Path) -> Result<K, KeyFileError>,
-    ) -> Result<K, Report> {
+    ) -> Result<(K, PathBuf), Report> {
         let (span, name) = (text.span(), text.get_ref());
         let is_key = |prefix| name.trim_start().to_lowercase().starts_with(prefix);
         if ["tlsecret1", "tlpsk1", "tlpub1"].into_iter().any(is_key) {
@@ -309,7 +311,8 @@ impl Checker<'_> {
             );
         }
         let path = self.source.path.parent().map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
-        read(&path).map_err(|error| self.source.at(span, Problem::new(error.to_string(), error.help())))
+        let key = read(&path).map_err(|error| self.source.at(span, Problem::new(error.to_string(), error.help())))?;
+        Ok((key, path))
     }
 
     fn ends_differ(&self, file: &schema::File, local: &LocalConfig, peer: &PeerConfig) -> Result<(), Report> {

@@ -7,6 +7,7 @@ mod socket;
 pub use socket::{AskError, ask, run_dir, running, socket_path};
 pub(super) use socket::{Client, Listener, is_live};
 
+use crate::config::Config;
 use crate::dataplane::Counters;
 use crate::keys::PublicKey;
 use crate::protocol::control::State as LinkState;
@@ -215,6 +216,17 @@ pub(super) struct Identity {
     /// How many are listed.
     pub(super) preshared: usize,
     pub(super) sandbox: Option<Sandbox>,
+}
+
+impl Identity {
+    /// Takes the keys of a config that was read again.
+    pub(super) fn take_keys(&mut self, config: &Config) {
+        if let Ok(own) = config.local.private_key.public() {
+            self.own = own;
+        }
+        self.peers.clone_from(&config.peer.public_keys);
+        self.preshared = config.peer.preshared_keys.len();
+    }
 }
 
 /// What does.

@@ -224,7 +224,11 @@ impl World {
     pub fn reload(&mut self, end: usize) {
         let now = self.now;
         self.trace.note(now, ("reload", end), || format!("{} reads its keys again", who(end)));
-        if self.awake(end) {
+        if self.ends[end].running() && self.ends[end].asleep_until > now {
+            self.ends[end].asleep_until = 0; // whoever says so has woken it
+            self.timeout(end);
+        }
+        if self.ends[end].running() && !self.ends[end].closing {
             self.ends[end].process().watch.handles(false);
             self.ends[end].reload(now);
             self.carry_out(end);

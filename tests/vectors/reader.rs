@@ -8,7 +8,7 @@
 use crate::{
     keys::{PresharedKey, PublicKey, SecretKey},
     protocol::{
-        Input, Link, Output, Params, Path, Received, Receiver, Small, SocketId, Time,
+        Input, Keys, Link, Output, Params, Path, Received, Receiver, Small, SocketId, Time,
         constants::{HEADER, TAG},
         crypto::{CryptoFailure, Entropy, KEM_CT, KEM_EK, KemKey, KemPair, Secret},
         handshake::{Root, Statics},

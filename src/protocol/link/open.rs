@@ -420,15 +420,9 @@ impl Link {
         let response = wire::response(nonce, &noise, &pair.keys.sending);
         match chosen {
             Some(cipher) => {
-                let session = self.cold_session(
-                    now,
-                    path,
-                    (pair, self.keys.psk().clone()),
-                    handshake.split()?,
-                    cipher,
-                    (&own, peer),
-                    false,
-                )?;
+                let keys = (pair, self.keys.psk().clone());
+                let derived = (handshake.split()?, cipher);
+                let session = self.cold_session(now, path, keys, derived, (&own, peer), false)?;
                 self.slots.answer(session);
                 self.expire_sessions();
             }
@@ -476,7 +470,7 @@ impl Link {
         let SentInit { pair, handshake, payload, .. } = init;
         let session = handshake
             .split()
-            .and_then(|root| self.cold_session(now, path, (pair, psk), root, cipher, (&payload, peer), true));
+            .and_then(|root| self.cold_session(now, path, (pair, psk), (root, cipher), (&payload, peer), true));
         match session {
             Ok(session) => self.establish(now, session),
             Err(CryptoFailure) => self.crypto_failed(now),
@@ -489,8 +483,7 @@ impl Link {
         now: Time,
         path: Path,
         (pair, psk): (Arc<Pair>, Psk),
-        root: Root,
-        cipher: Cipher,
+        (root, cipher): (Root, Cipher),
         (own, peer): (&Payload, &Payload),
         initiator: bool,
     ) -> Result<Session, CryptoFailure> {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::protocol::{
     Params,
+    slots::Rank,
     vectors::*,
     wire::{data_flags, init},
 };
@@ -158,7 +159,7 @@ fn rank(vector: &Value, end: &str) -> Rank {
     let peer_path = path("192.0.2.1:1".parse().unwrap());
     let payloads = (&said(own), &said(peer));
     let keys = (made.link.keys.pairs[0].clone(), made.link.keys.psk().clone());
-    let session = made.link.cold_session(Time(0), peer_path, keys, root, Cipher::Aes256Gcm, payloads, initiator);
+    let session = made.link.cold_session(Time(0), peer_path, keys, (root, Cipher::Aes256Gcm), payloads, initiator);
     session.ok().unwrap().rank
 }
 
