@@ -12,7 +12,7 @@ use tieline::{
     control::OsEntropy,
     keys::{PublicKey, SecretKey},
     protocol::{
-        Event, HEADER, Input, Link, Output, Params, Path, Received, Receiver, Sender, Small, SocketId, TAG, Time,
+        Event, HEADER, Input, Keys, Link, Output, Params, Path, Received, Receiver, Sender, Small, SocketId, TAG, Time,
         Transmit, control::State,
     },
 };
@@ -29,8 +29,8 @@ struct End {
 
 impl End {
     fn new(name: &'static str, address: &str, own: &SecretKey, peer: &PublicKey) -> Result<End, Box<dyn Error>> {
-        let (link, sender, receiver) =
-            Link::new(Params::default(), own, peer, None, Box::new(OsEntropy), Time::default())?;
+        let keys = Keys { own, peers: &[*peer], preshared: &[] };
+        let (link, sender, receiver) = Link::new(Params::default(), keys, Box::new(OsEntropy), Time::default())?;
         Ok(End { name, address: address.parse()?, link, sender, receiver, delivered: Vec::new() })
     }
 

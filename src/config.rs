@@ -75,6 +75,8 @@ pub enum Mtu {
 pub struct LocalConfig {
     /// Who this end is.
     pub private_key: SecretKey,
+    /// Where that was read.
+    pub private_key_file: PathBuf,
     /// Address the UDP socket is bound to. `None`: any address, any port.
     pub listen: Option<SocketAddr>,
     /// The user the link runs as once it is set up; it is not looked for yet. `None`: who started it.
@@ -84,12 +86,14 @@ pub struct LocalConfig {
 /// The other end.
 #[derive(Debug)]
 pub struct PeerConfig {
-    /// Who the other end is; never this end's own key.
-    pub public_key: PublicKey,
+    /// Who the other end is; never this end's own key. One, or an old and a new one while it changes its key.
+    pub public_keys: Vec<PublicKey>,
     /// Where to call it. `None`: it calls.
     pub endpoint: Option<Endpoint>,
-    /// Mixed into every handshake.
-    pub preshared_key: Option<PresharedKey>,
+    /// Mixed into every handshake. None, one, or two while both ends change it: this end answers under the first.
+    pub preshared_keys: Vec<PresharedKey>,
+    /// Where each was read.
+    pub preshared_key_files: Vec<PathBuf>,
 }
 
 /// Host and UDP port. The host is a name still to be looked up, or an address (IPv6 without brackets, and perhaps
@@ -193,6 +197,29 @@ impl Config {
     pub fn load(path: &Path) -> Result<(Self, Vec<Warning>), ConfigError> {
         let text = read_text(path).map_err(|problem| Report::of_file(path, problem))?;
         Self::from_text(path, &text)
+    }
+
+    /// What the two say differently beyond their keys, as `[section] key`.
+    #[must_use]
+    pub fn differences(&self, other: &Config) -> Vec<&'static str> {
+        let (link, theirs) = (&self.link, &other.link);
+        [
+            (link.interface == theirs.interface, "[link] interface"),
+            (link.addresses == theirs.addresses, "[link] address"),
+            (link.routes == theirs.routes, "[link] routes"),
+            (link.mtu == theirs.mtu, "[link] mtu"),
+            (link.metric == theirs.metric, "[link] metric"),
+            (self.local.listen == other.local.listen, "[local] listen"),
+            (self.local.user == other.local.user, "[local] user"),
+            (self.peer.endpoint == other.peer.endpoint, "[peer] endpoint"),
+            (self.crypto.cipher == other.crypto.cipher, "[crypto] cipher"),
+            (self.crypto.post_quantum == other.crypto.post_quantum, "[crypto] post_quantum"),
+            (self.crypto.checksum == other.crypto.checksum, "[crypto] checksum"),
+            (self.liveness_interval == other.liveness_interval, "[liveness] interval"),
+        ]
+        .into_iter()
+        .filter_map(|(same, what)| (!same).then_some(what))
+        .collect()
     }
 
     /// Checks `text` as if it were the content of `path`, beside which the key files are.

@@ -16,7 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -92,6 +92,155 @@ scenario!(each_offload_can_be_missing_at_either_end, 120, {
             assert_eq!(status["offloads"][name], expected, "{name} without {left:?}");
         }
     }
+});
+
+/// Numbered datagrams each way, one a millisecond, while `meanwhile` happens. Panics unless each arrives, once and in its turn.
+fn while_numbered(lab: &Lab, meanwhile: impl FnOnce()) {
+    let over = AtomicBool::new(false);
+    let bind = |site: &Site| site.network.run(|| UdpSocket::bind((site.inner[0], 0))).unwrap().unwrap();
+    let sockets = [bind(&lab.left), bind(&lab.right)];
+    sockets[0].connect(sockets[1].local_addr().unwrap()).unwrap();
+    sockets[1].connect(sockets[0].local_addr().unwrap()).unwrap();
+    let send = |socket: &UdpSocket| {
+        let mut number = 0u64;
+        while !over.load(Relaxed) {
+            socket.send(&number.to_be_bytes()).unwrap();
+            number += 1;
+            thread::sleep(Duration::from_millis(1));
+        }
+        number
+    };
+    let receive = |socket: &UdpSocket| {
+        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let (mut bytes, mut next) = ([0; 8], 0);
+        while socket.recv(&mut bytes).is_ok() || !over.load(Relaxed) {
+            assert_eq!(u64::from_be_bytes(bytes), next, "not the datagram that was due");
+            next += 1;
+        }
+        next
+    };
+    thread::scope(|scope| {
+        let senders = sockets.each_ref().map(|socket| scope.spawn(move || send(socket)));
+        let receivers = sockets.each_ref().map(|socket| scope.spawn(move || receive(socket)));
+        meanwhile();
+        over.store(true, Relaxed);
+        let sent = senders.map(|sender| sender.join().unwrap());
+        let mut received = receivers.map(|receiver| receiver.join().unwrap());
+        received.reverse();
+        println!("{sent:?} datagrams");
+        assert_eq!(sent, received, "datagrams were lost");
+    });
+}
+
+/// A `tieline rotate` of this site: gives what it says.
+fn rotate(site: &Site, arguments: &[&str]) -> String {
+    let output = output_within(site.tieline().arg("rotate").args(arguments).arg(site.config()), PATIENCE);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn line_with<'a>(text: &'a str, begin: &str) -> &'a str {
+    text.lines().map(str::trim).find(|line| line.starts_with(begin)).unwrap()
+}
+
+scenario!(
+    /// The steps that `rotate` says, on a link in its sandbox that carries numbered datagrams all the time.
+    a_key_is_changed_without_a_cut, 60, {
+    let lab = Lab::new();
+    let (left, right) = lab.up();
+    let old = lab.left.key.public().unwrap();
+    while_numbered(&lab, || {
+        let steps = rotate(&lab.left, &[]);
+        let both = line_with(&steps, "public_key");
+        assert!(both.contains(&old.to_string()));
+        lab.right.edit_config(&format!("public_key = \"{old}\""), both);
+        right.reload();
+        right.wait_for_log(&["sighup", "the peer may use the key"], PATIENCE);
+        assert_eq!(right.status()["rotation"], "listed");
+        lab.left.edit_config("private_key = \"key\"", line_with(&steps, "private_key"));
+        left.reload();
+        let new = both.rsplit('"').nth(1).unwrap();
+        wait_until("the link moving", PATIENCE, || left.status()["local"]["public_key"] == new);
+        wait_until("the peer seeing it", PATIENCE, || right.status()["peer"]["public_key"] == new);
+        assert_eq!(left.status()["rotation"], "none");
+        thread::sleep(Duration::from_millis(300));
+        lab.right.edit_config(both, &format!("public_key = \"{new}\""));
+        right.reload();
+        right.wait_for_log(&["sighup", "is taken no more"], PATIENCE);
+        assert_eq!(right.status()["rotation"], "none");
+        assert_eq!(right.status()["peer"]["public_keys"], serde_json::json!([new]));
+    });
+    for (site, end) in [(&lab.left, &left), (&lab.right, &right)] {
+        assert_eq!(end.status()["state"], "up");
+        let log = site.log();
+        assert!(!log.contains("peer gone") && !log.contains("ERROR"), "{log}");
+    }
+    // The old key opens nothing any more.
+    left.kill_9();
+    lab.left.edit_config("private_key = \"key.2\"", "private_key = \"key\"");
+    let left = lab.left.start_as_it_is();
+    let refused = || right.status()["drops"]["unauthentic"].as_u64() > Some(0);
+    wait_until("the old key being refused", PATIENCE, refused);
+    assert!(lab.left.ping_within(lab.right.inner[0], Duration::from_secs(2)).is_none());
+    drop(left);
+});
+
+scenario!(a_preshared_key_is_changed_without_a_cut, 60, {
+    let mut lab = Lab::new();
+    let psk = PresharedKey::generate().unwrap();
+    lab.left.preshared = Some(PresharedKey::from_bytes(*psk.as_bytes()).unwrap());
+    lab.right.preshared = Some(psk);
+    let (left, right) = lab.up();
+    while_numbered(&lab, || {
+        rotate(&lab.left, &["--psk"]);
+        let file = |site: &Site, name: &str| site.config().with_file_name(name);
+        fs::copy(file(&lab.left, "psk.2"), file(&lab.right, "psk.2")).unwrap();
+        let key = |names: &str| format!("preshared_key = {names}");
+        let edits = [
+            (&lab.right, &right, "\"psk\"", "[\"psk\", \"psk.2\"]"),
+            (&lab.left, &left, "\"psk\"", "[\"psk.2\", \"psk\"]"),
+            (&lab.right, &right, "[\"psk\", \"psk.2\"]", "[\"psk.2\", \"psk\"]"),
+        ];
+        for (site, end, before, after) in edits {
+            site.edit_config(&key(before), &key(after));
+            end.reload();
+            end.wait_for_log(&["sighup", "other preshared keys"], PATIENCE);
+        }
+        for end in [&left, &right] {
+            wait_until("the link moving", PATIENCE, || end.status()["session"]["preshared_key"] == 1);
+        }
+        thread::sleep(Duration::from_millis(300));
+        for (site, end) in [(&lab.right, &right), (&lab.left, &left)] {
+            site.edit_config(&key("[\"psk.2\", \"psk\"]"), &key("\"psk.2\""));
+            end.reload();
+            wait_until("one key", PATIENCE, || end.status()["rotation"] == "none");
+        }
+    });
+    for end in [&left, &right] {
+        assert_eq!((&end.status()["state"], &end.status()["session"]["preshared_key"]), (&"up".into(), &1.into()));
+    }
+});
+
+scenario!(a_wrong_config_at_sighup_changes_nothing_and_is_said, 60, {
+    let lab = Lab::new();
+    let (left, _right) = lab.up();
+    while_numbered(&lab, || {
+        let public = format!("public_key = \"{}\"", lab.left.peer);
+        lab.left.edit_config(&public, "public_key = \"nonsense\"");
+        left.reload();
+        left.wait_for_log(&["sighup: the config was not taken"], PATIENCE);
+        left.wait_for_log(&["not a tieline key"], PATIENCE);
+        lab.left.edit_config("public_key = \"nonsense\"", &public);
+        // What is not in the folders that landlock leaves.
+        lab.left.edit_config("private_key = \"key\"", "private_key = \"/etc/shadow\"");
+        left.reload();
+        left.wait_for_log(&["/etc/shadow: cannot read it"], PATIENCE);
+        left.wait_for_log(&["note: a running link reads files in"], PATIENCE);
+        lab.left.edit_config("private_key = \"/etc/shadow\"", "private_key = \"key\"\nuser = \"nobody\"");
+        left.reload();
+        left.wait_for_log(&["[local] user", "takes a restart"], PATIENCE);
+        assert_eq!(left.status()["state"], "up");
+    });
 });
 
 scenario!(tcp_both_ways_at_once_arrives_unchanged, 60, {

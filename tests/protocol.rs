@@ -239,7 +239,7 @@ fn wrong_preshared_key_is_said() {
     for psks in [[Some([1; 32]), Some([2; 32])], [Some([1; 32]), None], [None, Some([2; 32])]] {
         let mut world = pair_with(|setups| {
             setups[B].knows_peer = false;
-            (setups[A].psk, setups[B].psk) = (psks[0], psks[1]);
+            (setups[A].psks, setups[B].psks) = (psks[0].into_iter().collect(), psks[1].into_iter().collect());
         });
         world.run(secs(4));
         assert!(world.ends[A].said(|e| *e == Event::PresharedKeysDiffer) > 0);

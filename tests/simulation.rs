@@ -55,8 +55,25 @@ enum Fault {
     Dry(usize),
     /// … until this.
     Wet(usize),
+    /// A step of a change of keys, in the order of the steps: this end changes its own …
+    OwnKey(usize, Step),
+    /// … or both change the preshared key, this end being the one where it begins.
+    Preshared(usize, Step),
     /// Somebody who holds no key sends this end something.
     Forge(usize),
+}
+
+/// Where a change of keys has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The peer lists the new key second.
+    Listed,
+    /// This end has it, or lists it first.
+    Changed,
+    /// Of preshared keys: the peer lists it first as well.
+    Preferred,
+    /// The old one is taken out.
+    Done,
 }
 
 /// All that a seed decides.
@@ -116,7 +133,7 @@ fn draw_setups(dice: &mut Dice) -> [EndSetup; 2] {
     [0, 1].map(|end| {
         let mut setup = EndSetup::new(0);
         setup.secret = dice.bytes();
-        (setup.psk, setup.knows_peer, setup.lateness) = (psk, names[end], lateness);
+        (setup.psks, setup.knows_peer, setup.lateness) = (psk.into_iter().collect(), names[end], lateness);
         setup.boot = if dice.chance(0.2) { 0 } else { dice.range(0..1 << 50) };
         setup.params.aes = aes || dice.chance(0.5);
         setup.params.chacha = !aes || dice.chance(0.5);
@@ -157,6 +174,16 @@ fn draw_faults(dice: &mut Dice, end: Duration) -> Vec<(Duration, Fault)> {
             10 => faults.extend([(at, Fault::Dry(who)), (until, Fault::Wet(who))]),
             _ => faults.push((at, Fault::Renumber(who))),
         }
+    }
+    // At random moments, but in order; and each step is taken in the config whether a process runs or not.
+    if dice.chance(0.3) {
+        let who = dice.range(0..2) as usize;
+        let mut at = [0; 4].map(|_| dice.ms(0..whole));
+        at.sort_unstable();
+        let steps = [Step::Listed, Step::Changed, Step::Preferred, Step::Done];
+        let preshared = dice.chance(0.4);
+        let step = |step| if preshared { Fault::Preshared(who, step) } else { Fault::OwnKey(who, step) };
+        faults.extend(at.into_iter().zip(steps.map(step)).take(dice.range(1..5) as usize));
     }
     for _ in 0..dice.range(0..60) {
         faults.push((dice.ms(0..whole), Fault::Forge(dice.range(0..2) as usize)));
@@ -221,7 +248,68 @@ fn inflict(world: &mut World, fault: Fault) {
             }
         }
         Fault::Forge(end) => forge(world, end),
+        Fault::OwnKey(end, step) => change_key(world, end, step),
+        Fault::Preshared(end, step) => change_preshared(world, end, step),
         Fault::Kill(_) | Fault::Close(_) | Fault::Suspend(..) => {}
+    }
+}
+
+/// What the secret of a new key has that the old one has not.
+const NEW: u8 = 0x55;
+
+fn change_key(world: &mut World, end: usize, step: Step) {
+    let peer = 1 - end;
+    match step {
+        Step::Listed => {
+            let mut new = world.ends[end].setup.clone();
+            new.secret[7] ^= NEW;
+            world.ends[peer].peers.push(new.public());
+            world.reload(peer);
+        }
+        Step::Changed => {
+            world.ends[end].setup.secret[7] ^= NEW;
+            world.reload(end);
+        }
+        // As a user would, who sees the peer use it; one who does not see it leaves both.
+        Step::Done => {
+            let used = world.ends[peer].status().and_then(|status| status.session).map(|session| session.keys.peer);
+            if used == world.ends[peer].peers.last().copied() {
+                world.ends[peer].peers.remove(0);
+                world.reload(peer);
+            }
+        }
+        Step::Preferred => {}
+    }
+}
+
+fn change_preshared(world: &mut World, end: usize, step: Step) {
+    let peer = 1 - end;
+    if world.ends[end].setup.psks.is_empty() {
+        return;
+    }
+    let new = world.ends[end].setup.psks[0].map(|byte| byte ^ NEW);
+    match step {
+        Step::Listed => {
+            world.ends[peer].setup.psks.push(new);
+            world.reload(peer);
+        }
+        Step::Changed => {
+            world.ends[end].setup.psks.insert(0, new);
+            world.reload(end);
+        }
+        Step::Preferred => {
+            world.ends[peer].setup.psks.reverse();
+            world.reload(peer);
+        }
+        Step::Done => {
+            let moved = |end: &End| end.status().and_then(|s| s.session).is_some_and(|s| s.keys.preshared == Some(1));
+            if world.ends.iter().all(moved) {
+                for end in [end, peer] {
+                    world.ends[end].setup.psks.truncate(1);
+                    world.reload(end);
+                }
+            }
+        }
     }
 }
 

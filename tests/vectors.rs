@@ -134,7 +134,7 @@ fn responder_of(cold: &Value, more: &[&[u8]]) -> End {
     let (t, t0) = (bytes(&inputs["t_secret"]), (long(&inputs["t0"]) << 2).to_be_bytes());
     let entropy = Script::new(&[&[&t[..], &t0], more].concat());
     let responder = other(text(&inputs["initiator"]));
-    End::new(responder, params(&inputs["responder_settings"]), psk(&inputs["psk"]).as_ref(), entropy)
+    End::new(responder, params(&inputs["responder_settings"]), psk(&inputs["psk"]), entropy)
 }
 
 #[test]

@@ -35,10 +35,17 @@ fn summary(config: &Config) -> Result<String, Failure> {
     if let Some(listen) = local.listen {
         let _ = write!(text, ", listens at {listen}");
     }
-    let _ = write!(text, "\n  other end  {}", peer.public_key);
+    let keys: Vec<_> = peer.public_keys.iter().map(ToString::to_string).collect();
+    let _ = write!(text, "\n  other end  {}", keys.join(" or "));
     match &peer.endpoint {
         Some(endpoint) => _ = writeln!(text, ", called at {endpoint}"),
         None => text.push_str(", calls us\n"),
+    }
+    if let [_, _] = peer.preshared_keys[..] {
+        text.push_str("  rotation   two preshared keys are listed\n");
+    }
+    if let [old, new] = peer.public_keys[..] {
+        let _ = writeln!(text, "  rotation   the other end may use either key; when it uses {new}, take {old} out");
     }
     Ok(text)
 }

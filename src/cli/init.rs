@@ -283,13 +283,13 @@ mod tests {
             ["hq/hq.toml", "branch/branch.toml"].map(|name| Config::load(&out.join(name)).unwrap());
         assert!(hq_warnings.is_empty() && branch_warnings.is_empty(), "{hq_warnings:?} {branch_warnings:?}");
 
-        assert_eq!(hq.peer.public_key, branch.local.private_key.public().unwrap());
-        assert_eq!(branch.peer.public_key, hq.local.private_key.public().unwrap());
+        assert_eq!(hq.peer.public_keys, [branch.local.private_key.public().unwrap()]);
+        assert_eq!(branch.peer.public_keys, [hq.local.private_key.public().unwrap()]);
         assert_eq!(hq.local.listen, Some("[::]:7311".parse().unwrap()));
         assert_eq!(branch.local.listen, None);
         assert_eq!(branch.peer.endpoint.unwrap().to_string(), "hq.example.net:7311");
         assert_eq!(hq.peer.endpoint, None);
-        assert_eq!(hq.peer.preshared_key.unwrap().as_bytes(), branch.peer.preshared_key.unwrap().as_bytes());
+        assert_eq!(hq.peer.preshared_keys[0].as_bytes(), branch.peer.preshared_keys[0].as_bytes());
         for (a, b) in hq.link.addresses.iter().zip(&branch.link.addresses) {
             assert!(a.addr() != b.addr() && a.trunc() == b.trunc());
         }

@@ -9,6 +9,7 @@ mod keygen;
 mod log;
 mod psk;
 mod pubkey;
+mod rotate;
 mod status;
 mod up;
 
@@ -58,6 +59,7 @@ enum Command {
     Keygen(KeygenArgs),
     Pubkey(PubkeyArgs),
     Psk(PskArgs),
+    Rotate(RotateArgs),
     #[command(hide = true, name = up::NAMES)]
     ResolveNames(NamesArgs),
 }
@@ -100,6 +102,8 @@ pub struct CheckArgs {
 }
 
 /// Bring the link up and stay in the foreground until SIGINT or SIGTERM; then undo everything
+///
+/// On SIGHUP it reads the file again and takes changed keys, see `tieline rotate`; all else takes a restart.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
@@ -205,6 +209,22 @@ pub struct PskArgs {
     pub out: Option<PathBuf>,
 }
 
+/// Change a link's key without a cut: write the new key and say the steps
+///
+/// The new secret key goes to a new file beside the present one (mode 0600): hq.key is followed by hq.2.key. The config stays as
+/// it is, and no secret is printed. While a link runs it takes changed keys on SIGHUP, and nothing else of its config.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  tieline rotate /etc/tieline/hq.toml")]
+pub struct RotateArgs {
+    /// The config file of this end
+    pub file: PathBuf,
+    /// Change the preshared key, which both ends have, instead of this end's own
+    #[arg(long)]
+    pub psk: bool,
+}
+
 /// Why a command ended otherwise than well: what it prints after `error: `, and its exit code.
 #[derive(Debug)]
 pub struct Failure {
@@ -264,6 +284,7 @@ pub fn main() -> ExitCode {
         Command::Keygen(args) => keygen::run(args),
         Command::Pubkey(args) => pubkey::run(args),
         Command::Psk(args) => psk::run(args),
+        Command::Rotate(args) => rotate::run(args),
         Command::Up(args) => return up::run(args),
         Command::ResolveNames(args) => return up::resolve_names(args),
         Command::Status(args) => return status::run(args),

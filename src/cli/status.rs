@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use super::{FAILED, Failure, StatusArgs, print};
 use crate::config::Config;
-use crate::control::status::{self, AskError, Drops, Sandbox, State, Status, Traffic};
+use crate::control::status::{self, AskError, Drops, Rotation, Sandbox, State, Status, Traffic};
 
 /// The link is not up, or not running.
 const NOT_UP: u8 = 3;
@@ -94,10 +94,16 @@ fn show(status: &Status) -> String {
     if let Some(since) = &status.since {
         let _ = write!(text, " since {since}");
     }
+    if !status.local.public_key.is_empty() {
+        let _ = write!(text, "\n  this end  {}", status.local.public_key);
+    }
     let peer = &status.peer;
     let _ = write!(text, "\n  peer      {}", peer.public_key);
     if let Some(endpoint) = &peer.endpoint {
         let _ = write!(text, "\n            at {endpoint}");
+    }
+    if let Some(rotation) = rotation(status) {
+        let _ = write!(text, "\n  rotation  {rotation}");
     }
     text += "\n  session   ";
     match &status.session {
@@ -127,6 +133,22 @@ fn show(status: &Status) -> String {
         let _ = write!(text, "\n  sandbox   {}", locks(sandbox));
     }
     text + "\n"
+}
+
+/// How far a change of keys is.
+fn rotation(status: &Status) -> Option<String> {
+    let psk = status.session.as_ref().and_then(|session| session.preshared_key);
+    let others = status.peer.public_keys.iter().filter(|key| **key != status.peer.public_key);
+    match status.rotation {
+        Rotation::None => None,
+        Rotation::Waiting => Some("waiting for the peer: the link is still under the old key".into()),
+        Rotation::Listed => {
+            let others: Vec<_> = others.map(|key| format!("the peer may also use {key}")).collect();
+            let psk = psk.map(|at| format!("the link uses preshared key {at}"));
+            let facts: Vec<String> = others.into_iter().chain(psk).collect();
+            Some(if facts.is_empty() { "two preshared keys are listed".into() } else { facts.join("; ") })
+        }
+    }
 }
 
 /// What is left to the process, and what keeps the rest from it.
@@ -195,7 +217,7 @@ fn drops(drops: &Drops) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::{Path as Line, Peer, Session};
+    use crate::control::status::{Local, Path as Line, Peer, Session};
 
     fn status() -> Status {
         let traffic = |packets, bytes, loss_ratio| Traffic { packets, bytes, loss_ratio };
@@ -205,13 +227,20 @@ mod tests {
             interface: "tl0".into(),
             state: State::Up,
             since: Some("2026-01-02T03:04:05Z".into()),
-            peer: Peer { public_key: "tlpub1…".into(), endpoint: Some("203.0.113.7:7311".into()) },
+            local: Local { public_key: "tlpub1own…".into() },
+            peer: Peer {
+                public_key: "tlpub1…".into(),
+                public_keys: vec!["tlpub1…".into()],
+                endpoint: Some("203.0.113.7:7311".into()),
+            },
+            rotation: Rotation::None,
             session: Some(Session {
                 noise: "…".into(),
                 cipher: "aes-256-gcm".into(),
                 post_quantum: true,
                 epoch: 3,
                 age_s: 41.2,
+                preshared_key: None,
             }),
             path: Line {
                 mtu: Some(1440),
@@ -236,6 +265,7 @@ mod tests {
     fn a_link_that_is_up() {
         let shown = "\
 tl0 (hq): up since 2026-01-02T03:04:05Z
+  this end  tlpub1own…
   peer      tlpub1…
             at 203.0.113.7:7311
   session   aes-256-gcm, post-quantum, epoch 3, 41 s old
@@ -262,6 +292,7 @@ tl0 (hq): up since 2026-01-02T03:04:05Z
         };
         let shown = "\
 tl0 (hq): down since 2026-01-02T03:04:05Z
+  this end  tlpub1own…
   peer      tlpub1…
   session   none
   sent      0 packets, 0 B
@@ -269,6 +300,17 @@ tl0 (hq): down since 2026-01-02T03:04:05Z
   sandbox   no capabilities, no seccomp, no landlock
 ";
         assert_eq!(show(&status), shown);
+    }
+
+    #[test]
+    fn a_change_of_keys_that_is_under_way() {
+        let line = |status: &Status| show(status).lines().find(|line| line.contains("rotation")).map(str::to_owned);
+        assert_eq!(line(&status()), None);
+        let mut waiting = Status { rotation: Rotation::Waiting, ..status() };
+        assert_eq!(line(&waiting).unwrap(), "  rotation  waiting for the peer: the link is still under the old key");
+        waiting.rotation = Rotation::Listed;
+        waiting.peer.public_keys.push("tlpub1other".into());
+        assert_eq!(line(&waiting).unwrap(), "  rotation  the peer may also use tlpub1other");
     }
 
     #[test]

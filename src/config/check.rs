@@ -13,8 +13,12 @@ use ipnet::IpNet;
 use toml::{Spanned, Value};
 
 use super::report::{Problem, Report, Source};
+use super::schema::Texts;
 use super::{Config, CryptoConfig, Endpoint, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
 use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
+
+/// Keys of one kind that may be listed: an old one and a new one.
+const MAX_LISTED: usize = 2;
 
 /// Checks the whole file.
 pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, Vec<Report>), Report> {
@@ -199,7 +203,7 @@ impl Checker<'_> {
         let local = section.map(Spanned::get_ref);
         let text = local.and_then(|local| local.private_key.as_ref());
         let text = text.ok_or_else(|| self.missing(section, "`private_key` of [local]", help))?;
-        let private_key = self.key_file(text, "tieline keygen", SecretKey::read_file)?;
+        let (private_key, private_key_file) = self.key_file(text, "tieline keygen", SecretKey::read_file)?;
         if private_key.is_published() {
             self.warn_published(text.span(), "this end's key", "tieline keygen --out FILE");
         }
@@ -207,33 +211,72 @@ impl Checker<'_> {
         let listen = listen.map(|text| self.parsed(text, parse::listen)).transpose()?;
         let user = local.and_then(|local| local.user.as_ref());
         let user = user.map(|text| self.parsed(text, parse::user)).transpose()?;
-        Ok(LocalConfig { private_key, listen, user })
+        Ok(LocalConfig { private_key, private_key_file, listen, user })
     }
 
     fn peer(&mut self, file: &schema::File) -> Result<PeerConfig, Report> {
         let section = file.peer.as_ref();
         let help = "write `public_key = \"tlpub1…\"` in [peer]: `tieline pubkey FILE` prints it at the other end";
         let peer = section.map(Spanned::get_ref);
-        let text = peer.and_then(|peer| peer.public_key.as_ref());
-        let text = text.ok_or_else(|| self.missing(section, "`public_key` of [peer]", help))?;
-        let public_key: PublicKey = match text.get_ref().parse() {
-            Ok(key) => key,
-            Err(error) => return self.fail(text.span(), KeyError::to_string(&error), error.help()),
-        };
-        if public_key.is_published() {
-            self.warn_published(text.span(), "the peer's key", "tieline keygen --out FILE");
-        }
+        let texts = peer.and_then(|peer| peer.public_key.as_ref());
+        let texts = texts.ok_or_else(|| self.missing(section, "`public_key` of [peer]", help))?;
+        let public_keys = self.public_keys(texts)?;
         let endpoint = peer.and_then(|peer| peer.endpoint.as_ref());
         let endpoint = endpoint.map(|text| self.parsed(text, parse::endpoint)).transpose()?;
-        let mut preshared_key = None;
-        if let Some(text) = peer.and_then(|peer| peer.preshared_key.as_ref()) {
-            let key = self.key_file(text, "tieline psk", PresharedKey::read_file)?;
+        let texts = peer.and_then(|peer| peer.preshared_key.as_ref());
+        let (preshared_keys, preshared_key_files) =
+            texts.map(|texts| self.preshared_keys(texts)).transpose()?.unwrap_or_default();
+        Ok(PeerConfig { public_keys, endpoint, preshared_keys, preshared_key_files })
+    }
+
+    fn public_keys(&mut self, texts: &Spanned<Texts>) -> Result<Vec<PublicKey>, Report> {
+        let mut keys = Vec::new();
+        for text in self.one_or_two(texts)? {
+            let key: PublicKey = match text.get_ref().parse() {
+                Ok(key) => key,
+                Err(error) => return self.fail(text.span(), KeyError::to_string(&error), error.help()),
+            };
+            if key.is_published() {
+                self.warn_published(text.span(), "the peer's key", "tieline keygen --out FILE");
+            }
+            if keys.contains(&key) {
+                return self.fail(text.span(), "this key is in the list already", "take it out");
+            }
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+
+    fn preshared_keys(&mut self, texts: &Spanned<Texts>) -> Result<(Vec<PresharedKey>, Vec<PathBuf>), Report> {
+        let (mut keys, mut files): (Vec<PresharedKey>, Vec<PathBuf>) = Default::default();
+        for text in self.one_or_two(texts)? {
+            let (key, file) = self.key_file(&text, "tieline psk", PresharedKey::read_file)?;
             if key.is_published() {
                 self.warn_published(text.span(), "the preshared key", "tieline psk --out FILE");
             }
-            preshared_key = Some(key);
+            if keys.iter().any(|known| known.as_bytes() == key.as_bytes()) {
+                return self.fail(text.span(), "this file has the same key as the one before it", "take it out");
+            }
+            keys.push(key);
+            files.push(file);
         }
-        Ok(PeerConfig { public_key, endpoint, preshared_key })
+        Ok((keys, files))
+    }
+
+    /// The texts of a value that may be a list while a key is changed.
+    fn one_or_two(&self, texts: &Spanned<Texts>) -> Result<Vec<Spanned<String>>, Report> {
+        let list = Texts::each(texts);
+        if list.is_empty() {
+            return self.fail(texts.span(), "the list is empty", "write the key between quotes, as in [\"…\"]");
+        }
+        match list.get(MAX_LISTED) {
+            Some(third) => self.fail(
+                third.span(),
+                "this is one key too many",
+                "list the old and the new one while a key is changed; see `tieline rotate --help`",
+            ),
+            None => Ok(list),
+        }
     }
 
     /// Whoever has read the project's `keys/` folder can stand in for an end whose key is from there.
@@ -247,13 +290,13 @@ impl Checker<'_> {
         }
     }
 
-    /// Reads the key file that a value names, beside the config file. The value must not be a key itself.
+    /// Reads the key file that a value names, beside the config file, and says where that is. The value must not be a key itself.
     fn key_file<K>(
         &self,
         text: &Spanned<String>,
         command: &str,
         read: fn(&Path) -> Result<K, KeyFileError>,
-    ) -> Result<K, Report> {
+    ) -> Result<(K, PathBuf), Report> {
         let (span, name) = (text.span(), text.get_ref());
         let is_key = |prefix| name.trim_start().to_lowercase().starts_with(prefix);
         if ["tlsecret1", "tlpsk1", "tlpub1"].into_iter().any(is_key) {
@@ -268,20 +311,24 @@ impl Checker<'_> {
             );
         }
         let path = self.source.path.parent().map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
-        read(&path).map_err(|error| self.source.at(span, Problem::new(error.to_string(), error.help())))
+        let key = read(&path).map_err(|error| self.source.at(span, Problem::new(error.to_string(), error.help())))?;
+        Ok((key, path))
     }
 
     fn ends_differ(&self, file: &schema::File, local: &LocalConfig, peer: &PeerConfig) -> Result<(), Report> {
-        let span = file.peer.as_ref().and_then(|peer| peer.get_ref().public_key.as_ref()).map(Spanned::span);
-        let span = span.unwrap_or_default();
-        match local.private_key.public() {
-            Err(error) => self.fail(span, error.to_string(), error.help()),
-            Ok(own) if own == peer.public_key => self.fail(
+        let texts = file.peer.as_ref().and_then(|peer| peer.get_ref().public_key.as_ref()).map(Texts::each);
+        let spans = texts.into_iter().flatten().map(|text| text.span());
+        let own = match local.private_key.public() {
+            Err(error) => return Err(Report::of_file(self.source.path, Problem::new(error.to_string(), error.help()))),
+            Ok(own) => own,
+        };
+        match peer.public_keys.iter().zip(spans).find(|(key, _)| **key == own) {
+            Some((_, span)) => self.fail(
                 span,
                 "this is this end's own public key; here the other end's belongs",
                 "put the line here that `tieline pubkey FILE` prints at the other end",
             ),
-            Ok(_) => Ok(()),
+            None => Ok(()),
         }
     }
 

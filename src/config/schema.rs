@@ -3,7 +3,10 @@
 //! All keys of the contract are here, also those whose feature is still to come: [`super::check`] says so where one
 //! of them would change what happens to traffic.
 
+use std::fmt;
+
 use serde::Deserialize;
+use serde::de::{Deserializer, SeqAccess, Visitor};
 use toml::{Spanned, Value};
 
 /// The whole file.
@@ -61,9 +64,51 @@ pub(super) struct Local {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct Peer {
-    pub public_key: Option<Spanned<String>>,
+    pub public_key: Option<Spanned<Texts>>,
     pub endpoint: Option<Spanned<String>>,
-    pub preshared_key: Option<Spanned<String>>,
+    pub preshared_key: Option<Spanned<Texts>>,
+}
+
+/// One text, or a list of them.
+pub(super) enum Texts {
+    One(String),
+    List(Vec<Spanned<String>>),
+}
+
+impl Texts {
+    /// Each with its place.
+    pub fn each(texts: &Spanned<Texts>) -> Vec<Spanned<String>> {
+        match texts.get_ref() {
+            Texts::One(text) => vec![Spanned::new(texts.span(), text.clone())],
+            Texts::List(list) => list.clone(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Texts, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Texts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text between quotes, or a list of it")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Texts, E> {
+                Ok(Texts::One(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Texts, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = list.next_element()? {
+                    texts.push(text);
+                }
+                Ok(Texts::List(texts))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 #[derive(Deserialize)]

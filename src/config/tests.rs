@@ -65,7 +65,7 @@ fn a_small_file_has_the_defaults() {
         }
     );
     assert_eq!(config.local.listen, Some("[::]:7311".parse().unwrap()));
-    assert!(config.peer.endpoint.is_none() && config.peer.preshared_key.is_none());
+    assert!(config.peer.endpoint.is_none() && config.peer.preshared_keys.is_empty());
     let (cipher, checksum) = (CipherChoice::Auto, Checksum::Partial);
     assert_eq!(config.crypto, CryptoConfig { cipher, post_quantum: true, checksum });
     assert_eq!(config.liveness_interval, Duration::from_secs(1));
@@ -80,6 +80,37 @@ fn a_small_file_has_the_defaults() {
    |               ^^^^^^^^
 help: for anything but a try, make your own with `tieline keygen --out FILE`"
     );
+}
+
+#[test]
+fn two_keys_may_be_listed_and_one_in_a_list() {
+    let key = "public_key = \"tlpub1f6v7jvu6d0r2fxkwddz7dme4spdfjd0jyd2tccm2wy6d277nz9qqfcs5y9\"";
+    let other = "tlpub1v94maarg2m464rz2ympxnux74yapf7539t06a8ljwuyhzz4r4geqxgw8ta";
+    let config = good(key, &format!("{}, \"{other}\"]", key.replace("= ", "= [")));
+    let listed: Vec<String> = config.peer.public_keys.iter().map(ToString::to_string).collect();
+    assert!(listed.len() == 2 && key.contains(&listed[0]) && listed[1] == other);
+    let config = good(key, &format!("{key}\npreshared_key = [\"hq-branch.psk\"]"));
+    assert_eq!((config.peer.public_keys.len(), config.peer.preshared_keys.len()), (1, 1));
+    assert_eq!(config.peer.preshared_key_files, [Path::new("keys/hq-branch.psk")]);
+    assert_eq!(config.local.private_key_file, Path::new("keys/hq.key"));
+}
+
+#[test]
+fn what_else_changed_beside_the_keys_is_named() {
+    let base = from_text(BASE).unwrap().0;
+    let changed = [
+        ("routes = [\"192.168.20.0/24\"]", "routes = []", "[link] routes"),
+        ("[local]", "mtu = 1400\n[local]", "[link] mtu"),
+        ("[local]", "[local]\nuser = \"nobody\"", "[local] user"),
+        ("[::]:7311", "[::]:7312", "[local] listen"),
+        ("[peer]", "[peer]\nendpoint = \"203.0.113.7:7311\"", "[peer] endpoint"),
+        ("[local]", "[crypto]\npost_quantum = false\n[local]", "[crypto] post_quantum"),
+        ("[local]", "[liveness]\ninterval = \"2s\"\n[local]", "[liveness] interval"),
+    ];
+    for (old, new, what) in changed {
+        assert_eq!(base.differences(&good(old, new)), [what]);
+    }
+    assert!(base.differences(&good("[peer]", "[peer]\npreshared_key = \"hq-branch.psk\"")).is_empty());
 }
 
 #[test]

@@ -8,12 +8,12 @@
 
 use super::RunError;
 use super::names::{Helper, Lookup};
-use super::status;
-use crate::config::{Endpoint, LocalConfig, Mtu};
+use super::{reload, status};
+use crate::config::{Config, Endpoint, LocalConfig, Mtu};
 use crate::dataplane::Loop;
 use crate::sys::sandbox::{self, Reach, Role, User};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -26,11 +26,21 @@ pub struct Sandbox {
     pub names: &'static str,
 }
 
+/// The sandbox, closed.
+pub(super) struct Closed {
+    /// What holds; `None` if nothing was asked for.
+    pub(super) state: Option<status::Sandbox>,
+    /// The folders within which files can still be read; `None` if any can.
+    pub(super) reads: Option<Vec<PathBuf>>,
+}
+
 /// The confinement while it closes.
 pub(super) struct Confinement {
     sandbox: Option<Sandbox>,
     user: Option<User>,
     state: status::Sandbox,
+    /// The folders it reads its config from again.
+    reads: Vec<PathBuf>,
     /// What came of the loops' own.
     loops: Option<mpsc::Receiver<io::Result<()>>>,
 }
@@ -38,7 +48,8 @@ pub(super) struct Confinement {
 impl Confinement {
     /// Finds the user that config names.
     pub(super) fn prepare(sandbox: Option<Sandbox>, config: &LocalConfig) -> Result<Confinement, RunError> {
-        let mut confinement = Confinement { sandbox, user: None, state: status::Sandbox::default(), loops: None };
+        let (state, reads) = (status::Sandbox::default(), Vec::new());
+        let mut confinement = Confinement { sandbox, user: None, state, reads, loops: None };
         match (&config.user, sandbox) {
             (Some(name), Some(_)) => {
                 let found = User::find(name).map_err(RunError::system("cannot read the machine's users"))?;
@@ -69,8 +80,9 @@ impl Confinement {
         }
     }
 
-    /// Closes what the threads to come inherit: another user, no files but the status socket to take away.
-    pub(super) fn close_process(&mut self, socket: &Path) -> Result<(), RunError> {
+    /// Closes what the threads to come inherit: another user, no files but the status socket to take away, and those to be read
+    /// again when the config has changed.
+    pub(super) fn close_process(&mut self, socket: &Path, config: &Config) -> Result<(), RunError> {
         if self.sandbox.is_none() {
             return Ok(());
         }
@@ -80,11 +92,13 @@ impl Confinement {
             sandbox::keep_memory_private().map_err(RunError::system("cannot keep memory out of core dumps"))?;
         }
         self.state.no_new_privs = held("no_new_privs", sandbox::gain_no_privileges()).is_some();
-        let folder = socket.parent().unwrap_or(Path::new("/"));
-        self.state.landlock = match sandbox::restrict_files(Reach::Remove(folder)) {
+        let remove = socket.parent().unwrap_or(Path::new("/"));
+        let folders = reload::folders(config);
+        self.state.landlock = match sandbox::restrict_files(Reach::Link { remove, read: &folders }) {
             Ok(None) => held("landlock", Err(io::Error::other("this kernel has none, or it is not switched on"))),
             other => held("landlock", other).flatten(),
         };
+        self.reads = if self.state.landlock.is_some() { folders } else { Vec::new() };
         Ok(())
     }
 
@@ -106,21 +120,21 @@ impl Confinement {
     }
 
     /// Closes the calling thread, the control side's, and tells what holds the process now.
-    pub(super) fn close(mut self, mtu: Mtu) -> Result<Option<status::Sandbox>, RunError> {
+    pub(super) fn close(mut self, mtu: Mtu) -> Result<Closed, RunError> {
         if self.sandbox.is_none() {
-            return Ok(None);
+            return Ok(Closed { state: None, reads: None });
         }
         let mut calls = Ok(());
         // It ends when both have told.
         for told in self.loops.take().into_iter().flatten() {
             calls = calls.and(told);
         }
-        let role = Role::Control { sets_mtu: mtu == Mtu::Auto };
+        let role = Role::Control { sets_mtu: mtu == Mtu::Auto, reads: !self.reads.is_empty() };
         let kept = sandbox::keep_capabilities(role).map_err(RunError::system("cannot give up capabilities"))?;
         self.state.capabilities = kept.into_iter().map(str::to_owned).collect();
         self.state.seccomp = held("seccomp", calls.and_then(|()| sandbox::restrict_calls(role))).is_some();
         debug!("confined: {:?}", self.state);
-        Ok(Some(self.state))
+        Ok(Closed { state: Some(self.state), reads: Some(self.reads) })
     }
 }
 

@@ -4,10 +4,11 @@
 //! waits but the one select; a datagram that cannot be sent now is lost, as on any wire.
 
 use super::ports::Ports;
+use super::reload::Reload;
 use super::resolver::Resolver;
 use super::status::{Client, Identity, Listener, Moment, WallClock};
 use super::story::Story;
-use super::{RunError, clock};
+use super::{RunError, clock, keys};
 use crate::dataplane::{Dataplane, Mailbox, Message};
 use crate::keys::secret::leaving_no_trace;
 use crate::protocol::{Event, Input, Link, Output, Path, SocketId, Time, Transmit};
@@ -18,8 +19,9 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
+use tokio::signal::unix::Signal;
 use tokio::sync::watch;
-use tracing::{debug, trace, warn};
+use tracing::{debug, error, trace, warn};
 
 /// A goodbye takes 100 ms; by then the link is over, said or not.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
@@ -30,6 +32,17 @@ pub(super) struct Inlets {
     pub(super) mailbox: Mailbox,
     pub(super) resolver: Resolver,
     pub(super) listener: Listener,
+    /// SIGHUP, for a process that is there for its link alone.
+    pub(super) hangups: Option<Signal>,
+}
+
+impl Inlets {
+    async fn hangup(hangups: &mut Option<Signal>) {
+        match hangups {
+            Some(signal) => _ = signal.recv().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// What woke it.
@@ -40,6 +53,7 @@ enum Woken {
     Mail(Message),
     Addresses(Vec<SocketAddr>),
     Asked(Client),
+    Hangup,
     Stop,
 }
 
@@ -49,6 +63,7 @@ pub(super) struct Driver {
     pub(super) dataplane: Dataplane,
     pub(super) ports: Ports,
     pub(super) identity: Identity,
+    pub(super) reload: Reload,
     /// Where the peer is, for whoever keeps the MTU …
     pub(super) peer: watch::Sender<Option<IpAddr>>,
     /// … and the largest inner packet that fits one datagram there.
@@ -103,6 +118,7 @@ impl Driver {
                 message = inlets.mailbox.recv() => Woken::Mail(message),
                 addresses = inlets.resolver.next() => Woken::Addresses(addresses),
                 client = inlets.listener.next() => Woken::Asked(client),
+                () = Inlets::hangup(&mut inlets.hangups) => Woken::Hangup,
                 () = &mut stop, if by.is_none() => Woken::Stop,
             };
             let now = clock()?;
@@ -135,10 +151,23 @@ impl Driver {
                 self.link.handle_addresses(now, &addresses);
                 self.state.sought = addresses;
             }
+            Woken::Hangup => self.reload(now),
             Woken::Asked(client) => client.answer(&self.status(now)),
             Woken::Stop => self.end(now, Ok(())),
         }
         Ok(())
+    }
+
+    /// Takes the keys of a config that has changed; one that is wrong changes nothing.
+    fn reload(&mut self, now: Time) {
+        let Some(config) = self.reload.read() else { return };
+        match self.link.handle_keys(now, keys(config)) {
+            Ok(()) => {
+                self.identity.take_keys(config);
+                self.reload.take();
+            }
+            Err(error) => error!("the config was not taken, and the link goes on as it was: {error}"),
+        }
     }
 
     /// Begins to close the link; what it ends with is what it was first closed for.

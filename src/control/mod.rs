@@ -11,7 +11,7 @@
 //! [`run`] is a whole link: it makes the interface, opens the socket, starts the packet loops and drives the engine until
 //! it is told to stop; then it says goodbye and nothing is left. The driver carries out what the engine says, in
 //! its order, and never blocks. Around it: `resolver` finds the peer's addresses, `interface` keeps the MTU, [`status`]
-//! answers who asks, `story` finds the words for the log.
+//! answers who asks, `reload` reads changed keys, `story` finds the words for the log.
 //!
 //! To embed a link in another program, give [`run_until`] a config and the moment to stop:
 //!
@@ -32,6 +32,7 @@ mod entropy;
 mod interface;
 mod names;
 mod ports;
+mod reload;
 mod resolver;
 pub mod status;
 mod story;
@@ -43,24 +44,26 @@ pub use names::serve as serve_names;
 use crate::config::{Checksum, CipherChoice, Config, CryptoConfig};
 use crate::dataplane::{Dataplane, Loop};
 use crate::keys::secret::leaving_no_trace;
+use crate::protocol::crypto::CryptoFailure;
 use crate::protocol::link::{RekeyTimes, SetupError};
-use crate::protocol::{Link, Params, Time};
+use crate::protocol::{Keys, Link, Params, Time};
 use crate::sys::clock::boottime_ns;
 use crate::sys::netlink::{Netlink, NetlinkError};
 use crate::sys::offloads::{Offloads, TunOffloads};
 use crate::sys::timer::Timer;
 use crate::sys::tun::TunError;
 use crate::sys::udp::BindError;
-use confine::Confinement;
+use confine::{Closed, Confinement};
 use driver::{Driver, DriverState, Inlets};
 use interface::MtuKeeper;
 use ports::Ports;
+use reload::Reload;
 use resolver::{Families, Resolver};
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
 use tokio::runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -159,7 +162,8 @@ impl RunError {
     }
 }
 
-/// Runs a link until SIGINT or SIGTERM, on the calling thread and two of its own; when it returns nothing of it is left.
+/// Runs a link until SIGINT or SIGTERM, on the calling thread and two of its own; when it returns nothing of it is left. On SIGHUP
+/// it reads its config again and takes what is new of the keys.
 ///
 /// # Errors
 /// As [`RunError`] says; nothing of the link is left then either.
@@ -169,25 +173,22 @@ pub fn run(config: Config, options: Options) -> Result<(), RunError> {
         .build()
         .map_err(RunError::system("cannot start the runtime"))?;
     let result = runtime.block_on(async {
-        let stop = stop_signal().map_err(RunError::system("cannot watch for signals"))?;
-        run_until(config, options, stop).await
+        let what = "cannot watch for signals";
+        let (stop, hangups) = (stop_signal().map_err(RunError::system(what))?, signal(SignalKind::hangup()));
+        drive(config, options, Some(hangups.map_err(RunError::system(what))?), stop).await
     });
     // A name server that does not answer may hold a lookup's thread for a minute more.
     runtime.shutdown_background();
     result
 }
 
-/// Ends on SIGINT and SIGTERM. SIGHUP means "read the config again" to many services; here it means nothing.
+/// Ends on SIGINT and SIGTERM.
 fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => return info!("SIGINT: closing the link"),
-                _ = terminate.recv() => return info!("SIGTERM: closing the link"),
-                _ = hangup.recv() => info!("SIGHUP is ignored: a changed config takes a restart"),
-            }
+        tokio::select! {
+            _ = interrupt.recv() => info!("SIGINT: closing the link"),
+            _ = terminate.recv() => info!("SIGTERM: closing the link"),
         }
     })
 }
@@ -201,6 +202,15 @@ fn stop_signal() -> io::Result<impl Future<Output = ()>> {
 /// # Panics
 /// Outside a tokio runtime with I/O and time enabled.
 pub async fn run_until(config: Config, options: Options, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    drive(config, options, None, stop).await
+}
+
+async fn drive(
+    config: Config,
+    options: Options,
+    hangups: Option<Signal>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), RunError> {
     let interface = &config.link.interface;
     let socket_path = status::socket_path(&status::run_dir(), interface);
     if status::is_live(&socket_path) {
@@ -213,14 +223,11 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
     let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
     let (index, device) = interface::create(&netlink, &config.link, options.offloads.tun).await?;
     let now = clock()?;
-    let psk = config.peer.preshared_key.as_ref();
     let params = params(&config, options, device.offloads());
-    let (link, sender, receiver) = leaving_no_trace(|| {
-        Link::new(params, &config.local.private_key, &config.peer.public_key, psk, Box::new(OsEntropy), now)
-    })?;
+    let (link, sender, receiver) = leaving_no_trace(|| Link::new(params, keys(&config), Box::new(OsEntropy), now))?;
     let listener = status::Listener::open(&socket_path, confinement.user())
         .map_err(|source| RunError::StatusSocket { path: socket_path.clone(), source })?;
-    confinement.close_process(&socket_path)?;
+    confinement.close_process(&socket_path, &config)?;
     let (dataplane, mailbox) =
         Dataplane::start_with(device, socket, sender, receiver, link.levels(), confinement.close_loops())
             .map_err(RunError::system("cannot start the packet loops"))?;
@@ -235,15 +242,19 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
         mailbox,
         resolver: Resolver::start(config.peer.endpoint.as_ref(), Families::of(local), lookup),
         listener,
+        hangups,
     };
-    let sandbox = confinement.close(config.link.mtu)?;
+    let Closed { state: sandbox, reads } = confinement.close(config.link.mtu)?;
     let identity = status::Identity {
         name: config.name.clone(),
         interface: interface.clone(),
-        peer: config.peer.public_key.to_string(),
+        own: config.local.private_key.public().map_err(|_| SetupError::from(CryptoFailure))?,
+        peers: config.peer.public_keys.clone(),
+        preshared: config.peer.preshared_keys.len(),
         sandbox,
     };
-    let driver = Driver { link, dataplane, ports, identity, peer, largest, state: DriverState::default() };
+    let reload = Reload::new(config, reads);
+    let driver = Driver { link, dataplane, ports, identity, reload, peer, largest, state: DriverState::default() };
     let result = driver.run(inlets, stop).await;
     if result.is_ok() {
         info!("closed");
@@ -254,6 +265,12 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
 /// The time of the protocol.
 fn clock() -> Result<Time, RunError> {
     boottime_ns().map(Time).map_err(RunError::system("cannot read the clock"))
+}
+
+/// The keys of the config, as the engine takes them.
+fn keys(config: &Config) -> Keys<'_> {
+    let (own, peer) = (&config.local.private_key, &config.peer);
+    Keys { own, peers: &peer.public_keys, preshared: &peer.preshared_keys }
 }
 
 /// What the config means to the engine.

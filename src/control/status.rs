@@ -7,7 +7,9 @@ mod socket;
 pub use socket::{AskError, ask, run_dir, running, socket_path};
 pub(super) use socket::{Client, Listener, is_live};
 
+use crate::config::Config;
 use crate::dataplane::Counters;
+use crate::keys::PublicKey;
 use crate::protocol::control::State as LinkState;
 use crate::protocol::levels::Drops as LinkDrops;
 use crate::protocol::{Time, link};
@@ -35,8 +37,14 @@ pub struct Status {
     pub state: State,
     /// Since when the state is what it is (RFC 3339, UTC); reckoned back from the wall clock, which may be wrong.
     pub since: Option<String>,
+    /// This end.
+    #[serde(default)]
+    pub local: Local,
     /// The other end.
     pub peer: Peer,
+    /// Whether a change of keys is under way.
+    #[serde(default)]
+    pub rotation: Rotation,
     /// The session all is sent under; null while there is none.
     pub session: Option<Session>,
     /// The line.
@@ -99,11 +107,34 @@ pub enum State {
     Down,
 }
 
+/// This end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Local {
+    /// Its public key: that of the session in use, else the configured one.
+    pub public_key: String,
+}
+
+/// A change of keys, as this end sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rotation {
+    /// Each key is listed once, and in use.
+    #[default]
+    None,
+    /// This end has changed a key, and the link is not under it yet: the peer does not list it, or not first.
+    Waiting,
+    /// Two keys of a kind are listed, and the link is under one of them.
+    Listed,
+}
+
 /// The other end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Peer {
-    /// Its public key.
+    /// Its public key: that of the session in use, else the one listed first.
     pub public_key: String,
+    /// Those that config lists: two while it changes its key.
+    #[serde(default)]
+    pub public_keys: Vec<String>,
     /// Where it is, or where it is looked for.
     pub endpoint: Option<String>,
 }
@@ -121,6 +152,9 @@ pub struct Session {
     pub epoch: u32,
     /// Its age in seconds.
     pub age_s: f64,
+    /// Which of the preshared keys listed is in it, from 1; null without one.
+    #[serde(default)]
+    pub preshared_key: Option<usize>,
 }
 
 /// The line, as the Reports and the traffic itself show it.
@@ -172,13 +206,27 @@ impl Status {
     }
 }
 
-/// What does not change while a link runs.
+/// What the config says of a link.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
     pub(super) name: String,
     pub(super) interface: String,
-    pub(super) peer: String,
+    pub(super) own: PublicKey,
+    pub(super) peers: Vec<PublicKey>,
+    /// How many are listed.
+    pub(super) preshared: usize,
     pub(super) sandbox: Option<Sandbox>,
+}
+
+impl Identity {
+    /// Takes the keys of a config that was read again.
+    pub(super) fn take_keys(&mut self, config: &Config) {
+        if let Ok(own) = config.local.private_key.public() {
+            self.own = own;
+        }
+        self.peers.clone_from(&config.peer.public_keys);
+        self.preshared = config.peer.preshared_keys.len();
+    }
 }
 
 /// What does.
@@ -198,6 +246,7 @@ impl Moment<'_> {
     pub(super) fn show(&self, identity: &Identity, since: Option<String>) -> Status {
         let link = &self.link;
         let endpoint = link.path.map(|path| path.peer).or(self.sought);
+        let in_use = link.session.map(|session| session.keys);
         Status {
             version: VERSION,
             name: identity.name.clone(),
@@ -208,13 +257,28 @@ impl Moment<'_> {
                 LinkState::Down => State::Down,
             },
             since,
-            peer: Peer { public_key: identity.peer.clone(), endpoint: endpoint.map(|address| address.to_string()) },
+            local: Local { public_key: in_use.map_or(identity.own, |keys| keys.own).to_string() },
+            peer: Peer {
+                public_key: in_use
+                    .map(|keys| keys.peer)
+                    .or(identity.peers.first().copied())
+                    .map(|key| key.to_string())
+                    .unwrap_or_default(),
+                public_keys: identity.peers.iter().map(ToString::to_string).collect(),
+                endpoint: endpoint.map(|address| address.to_string()),
+            },
+            rotation: match link.waits_for_keys {
+                true => Rotation::Waiting,
+                false if identity.peers.len().max(identity.preshared) > 1 => Rotation::Listed,
+                false => Rotation::None,
+            },
             session: link.session.map(|session| Session {
                 noise: NOISE.to_owned(),
                 cipher: session.cipher.name().to_owned(),
                 post_quantum: session.post_quantum,
                 epoch: session.epoch,
                 age_s: thousandths(self.now.since(session.established).as_secs_f64()),
+                preshared_key: session.keys.preshared,
             }),
             path: self.path(),
             drops: Drops {
@@ -270,11 +334,23 @@ impl WallClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::link::KeysInUse;
     use crate::protocol::session::Cipher;
     use crate::protocol::{Path as LinkPath, SocketId};
 
     fn identity() -> Identity {
-        Identity { name: "hq".into(), interface: "tl0".into(), peer: "tlpub1…".into(), sandbox: Some(sandbox()) }
+        Identity {
+            name: "hq".into(),
+            interface: "tl0".into(),
+            own: key(1),
+            peers: vec![key(2)],
+            preshared: 0,
+            sandbox: Some(sandbox()),
+        }
+    }
+
+    fn key(n: u8) -> PublicKey {
+        PublicKey::from_bytes([n; 32]).unwrap()
     }
 
     fn sandbox() -> Sandbox {
@@ -295,15 +371,19 @@ mod tests {
         }
     }
 
+    fn session(keys: KeysInUse) -> link::SessionStatus {
+        link::SessionStatus { cipher: Cipher::Aes256Gcm, post_quantum: true, epoch: 3, established: Time(0), keys }
+    }
+
     #[test]
     fn version_1_as_the_contract_has_it() {
-        let session =
-            link::SessionStatus { cipher: Cipher::Aes256Gcm, post_quantum: true, epoch: 3, established: Time(0) };
+        let session = session(KeysInUse { own: key(1), peer: key(2), preshared: None });
         let path = LinkPath { socket: SocketId(0), local: None, peer: "203.0.113.7:7311".parse().unwrap() };
         let link = link::Status {
             state: LinkState::Up,
             since: Time(0),
             session: Some(session),
+            waits_for_keys: false,
             path: Some(path),
             rtt: Some(Duration::from_micros(12_100)),
             jitter: Some(Duration::from_micros(300)),
@@ -319,16 +399,24 @@ mod tests {
   "interface": "tl0",
   "state": "up",
   "since": "2026-01-02T03:04:05Z",
+  "local": {
+    "public_key": "KEY1"
+  },
   "peer": {
-    "public_key": "tlpub1…",
+    "public_key": "KEY2",
+    "public_keys": [
+      "KEY2"
+    ],
     "endpoint": "203.0.113.7:7311"
   },
+  "rotation": "none",
   "session": {
     "noise": "Noise_KKpsk2_25519_ChaChaPoly_SHA256",
     "cipher": "aes-256-gcm",
     "post_quantum": true,
     "epoch": 3,
-    "age_s": 41.2
+    "age_s": 41.2,
+    "preshared_key": null
   },
   "path": {
     "mtu": 1440,
@@ -370,8 +458,28 @@ mod tests {
   }
 }
 "#;
-        assert_eq!(status.to_json(), golden);
+        let golden = &golden.replace("KEY1", &key(1).to_string()).replace("KEY2", &key(2).to_string());
+        assert_eq!(&status.to_json(), golden);
         assert_eq!(serde_json::from_str::<Status>(golden).unwrap(), status);
+    }
+
+    #[test]
+    fn a_rotation_shows_the_keys_in_use_and_what_it_waits_for() {
+        let drops = LinkDrops::default();
+        let show = |link, identity: &Identity| {
+            let status = moment(link, &drops).show(identity, None);
+            (status.rotation, status.local.public_key, status.peer.public_key, status.session.unwrap().preshared_key)
+        };
+        let keys = KeysInUse { own: key(1), peer: key(3), preshared: Some(2) };
+        let link = link::Status { session: Some(session(keys)), ..link::Status::FRESH };
+        let [own, peer] = [1, 3].map(|n| key(n).to_string());
+        let two = Identity { peers: vec![key(2), key(3)], ..identity() };
+        assert_eq!(show(link, &two), (Rotation::Listed, own.clone(), peer.clone(), Some(2)));
+        let two = Identity { preshared: 2, ..identity() };
+        assert_eq!(show(link, &two), (Rotation::Listed, own.clone(), peer.clone(), Some(2)));
+        let changed = Identity { own: key(4), ..identity() };
+        let link = link::Status { waits_for_keys: true, ..link };
+        assert_eq!(show(link, &changed), (Rotation::Waiting, own, peer, Some(2)));
     }
 
     #[test]

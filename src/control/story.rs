@@ -5,7 +5,7 @@
 use super::resolver::listed;
 use crate::protocol::constants::{MISSED_REPORTS, NOTICE_SPACING, VERSION};
 use crate::protocol::control::State;
-use crate::protocol::link::{DownCause, Status};
+use crate::protocol::link::{DownCause, KeysInUse, Status};
 use crate::protocol::wire::Verdict;
 use crate::protocol::{Event, Time};
 use std::collections::BTreeMap;
@@ -43,6 +43,7 @@ enum Complaint {
     NoAnswer,
     NoAnswerAfterChallenge,
     PresharedKeys,
+    NotMoved,
     Refused,
     Stranger,
     Version,
@@ -73,6 +74,7 @@ impl Story {
             Event::Session { epoch, .. } => Line::new(Level::DEBUG, format!("a new session, epoch {epoch}")),
             Event::Path(path) => Line::new(Level::INFO, format!("the path moved to {}", path.peer)),
             Event::WantSocket => Line::new(Level::INFO, "still no answer: trying from another local port"),
+            Event::Keys(keys) => Line::new(Level::INFO, moved(*keys)),
             Event::UsesSocket(id) => Line::new(Level::DEBUG, format!("the line uses socket {}", id.0)),
             trouble => self.trouble(now, trouble, status),
         }
@@ -157,6 +159,14 @@ impl Story {
                      opened; give both the same preshared_key file"
                 })
             }
+            Event::NotMoved { own: true } => self.complain(now, C::NotMoved, L::WARN, || {
+                "the peer does not take this end's new key: the link goes on with the old one; list the new one there, and \
+                 reload its config; asking again every 30 s"
+            }),
+            Event::NotMoved { own: false } => self.complain(now, C::NotMoved, L::WARN, || {
+                "the peer does not list the first preshared key first yet: the link goes on with the other one; asking again \
+                 every 30 s"
+            }),
             Event::Refused(verdict) => self.complain(now, C::Refused, L::WARN, || {
                 format!("the peer refuses the link: {}; asking again every 30 s", differ(*verdict))
             }),
@@ -204,11 +214,18 @@ impl Story {
     }
 }
 
+/// A line that has changed keys without a cut.
+fn moved(keys: KeysInUse) -> String {
+    let preshared = keys.preshared.map(|at| format!(", preshared key {at} of the list")).unwrap_or_default();
+    format!("the link moved to other keys: this end's {}, the peer's {}{preshared}", keys.own, keys.peer)
+}
+
 fn gone(cause: DownCause) -> String {
     match cause {
         DownCause::Silence(silence) => {
             format!("peer gone: nothing heard for {} ({MISSED_REPORTS} missed reports)", seconds(silence))
         }
+        DownCause::KeyRemoved => "the key of the session in use was taken out of the config".to_owned(),
         DownCause::Goodbye => "peer said goodbye".to_owned(),
         DownCause::PeerDown => "peer does not hear us any more, or has started anew".to_owned(),
     }
@@ -237,6 +254,7 @@ fn seconds(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::PublicKey;
     use crate::protocol::link::SessionStatus;
     use crate::protocol::session::Cipher;
     use crate::protocol::{Path, SocketId};
@@ -254,7 +272,10 @@ mod tests {
     }
 
     fn up() -> Status {
-        let session = SessionStatus { cipher: Cipher::Aes256Gcm, post_quantum: true, epoch: 2, established: Time(0) };
+        let key = |n| PublicKey::from_bytes([n; 32]).unwrap();
+        let keys = KeysInUse { own: key(1), peer: key(2), preshared: None };
+        let (cipher, established) = (Cipher::Aes256Gcm, Time(0));
+        let session = SessionStatus { cipher, post_quantum: true, epoch: 2, established, keys };
         let path = Path { socket: SocketId(0), local: None, peer: peer() };
         let rtt = Some(Duration::from_micros(12_140));
         Status { state: State::Up, session: Some(session), path: Some(path), rtt, ..Status::FRESH }

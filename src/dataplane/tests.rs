@@ -41,7 +41,7 @@ impl End {
         let socket = bind(address);
         let address = socket.local_addr().unwrap();
         let levels: Arc<Levels> = Arc::default();
-        let (sender, receiver) = (Sender::new(levels.clone()), Receiver::new(mac_key(), levels.clone()));
+        let (sender, receiver) = (Sender::new(levels.clone()), Receiver::new(vec![mac_key()], levels.clone()));
         let device = Device::new(device, TunOffloads::NONE);
         let (dataplane, mailbox) = Dataplane::start(device, socket, sender, receiver, levels.clone()).unwrap();
         End { interface, dataplane, mailbox, levels, address }
@@ -556,7 +556,7 @@ fn datagrams_cross(wish: TunOffloads) {
         let (near_address, far_address): (SocketAddr, SocketAddr) = (loopback(&near_socket), loopback(&far_socket));
         let start = |device, socket, halves: &mut Halves, peer| {
             let levels: Arc<Levels> = Arc::default();
-            let (sender, receiver) = (Sender::new(levels.clone()), Receiver::new(mac_key(), levels.clone()));
+            let (sender, receiver) = (Sender::new(levels.clone()), Receiver::new(vec![mac_key()], levels.clone()));
             let (dataplane, _) = Dataplane::start(device, socket, sender, receiver, levels).unwrap();
             dataplane.ingress(IngressUpdate::Install(take_opening(halves)));
             dataplane.egress(EgressUpdate::Path(Some(Path { socket: SocketId(0), local: None, peer })));

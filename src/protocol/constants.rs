@@ -48,6 +48,8 @@ pub const PAUSE_MAX: Duration = Duration::from_secs(1);
 pub const PAUSE_REFUSED: Duration = Duration::from_secs(30);
 /// The most addresses knocked in one attempt.
 pub const MAX_ADDRESSES: usize = 4;
+/// The most public keys of the peer's, and the most preshared keys, that an end may list: an old one and a new one.
+pub const MAX_LISTED_KEYS: usize = 2;
 /// Failed attempts after which a new local port is opened.
 pub const FAILURES_TO_NEW_PORT: u32 = 6;
 

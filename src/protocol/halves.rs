@@ -115,6 +115,9 @@ pub enum IngressUpdate {
     Install(Box<Opening>),
     /// Forget the session with this index.
     Remove(u32),
+    /// Take cold-open datagrams whose MAC is right under one of these, and no others. Applied before the Knock that lets the
+    /// peer use a new one is sent.
+    Keys(Vec<MacKey>),
     /// The session all is sent under, and the path: what comes from elsewhere is news.
     Current {
         /// Its index; `None` when there is no such session.
@@ -172,7 +175,7 @@ const MOVED_SPACING: Duration = Duration::from_millis(200);
 
 /// The ingress half: opens what comes, and sorts it.
 pub struct Receiver {
-    key: MacKey,
+    keys: Vec<MacKey>,
     gate: Gate,
     sessions: Vec<Opening>,
     current: Option<u32>,
@@ -185,9 +188,9 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    pub(crate) fn new(key: MacKey, levels: Arc<Levels>) -> Receiver {
+    pub(crate) fn new(keys: Vec<MacKey>, levels: Arc<Levels>) -> Receiver {
         Receiver {
-            key,
+            keys,
             gate: Gate::new(),
             sessions: Vec::new(),
             current: None,
@@ -208,6 +211,7 @@ impl Receiver {
                 self.sessions.push(*opening);
             }
             IngressUpdate::Remove(index) => self.sessions.retain(|s| s.index != index),
+            IngressUpdate::Keys(keys) => self.keys = keys,
             IngressUpdate::Current { session, path } => (self.current, self.path) = (session, path),
         }
     }
@@ -229,7 +233,7 @@ impl Receiver {
         if self.gate.is_one_copy_too_many(datagram) {
             return self.drop(|d| &d.replayed);
         }
-        match check_cold(datagram, &self.key) {
+        match self.check_cold(datagram) {
             ColdCheck::Authentic if self.gate.admits(now, datagram) => return Received::Cold,
             ColdCheck::Authentic => return self.drop(|d| &d.replayed),
             ColdCheck::Malformed => self.levels.drops.malformed.bump(),
@@ -242,6 +246,14 @@ impl Receiver {
             }
         }
         Received::Nothing
+    }
+
+    /// Under two or three keys where the ends change theirs, else under one.
+    fn check_cold(&self, datagram: &[u8]) -> ColdCheck {
+        let checks = self.keys.iter().map(|key| check_cold(datagram, key));
+        checks
+            .reduce(|found, next| if found == ColdCheck::Unauthentic { next } else { found })
+            .unwrap_or(ColdCheck::Unauthentic)
     }
 
     fn transport(&mut self, now: Time, path: Path, datagram: &mut [u8]) -> Received {
@@ -397,7 +409,7 @@ mod tests {
         sender.apply(EgressUpdate::Session(Some(Box::new(at_a.sealers.remove(0)))));
         sender.apply(EgressUpdate::Path(Some(PATH)));
         assert_eq!(sender.partial_checksum(), agreed[0]);
-        let mut receiver = Receiver::new(MacKey::new(&[0; 32]), levels.clone());
+        let mut receiver = Receiver::new(vec![MacKey::new(&[0; 32])], levels.clone());
         receiver.apply(IngressUpdate::Install(at_b.opening));
         let mut datagram = [0; HEADER + 40 + TAG];
         sender.seal(flags, &mut datagram)?;

@@ -20,6 +20,7 @@ pub mod crypto;
 mod gate;
 pub mod halves;
 pub mod handshake;
+mod keyring;
 pub mod levels;
 pub mod link;
 mod liveness;
@@ -38,5 +39,6 @@ pub mod wire;
 
 pub use constants::{HEADER, TAG};
 pub use halves::{EgressUpdate, IngressUpdate, Input, Notice, Path, Received, Receiver, Sender, Small, SocketId};
+pub use keyring::Keys;
 pub use link::{Event, Link, Output, Params, Transmit};
 pub use time::Time;

@@ -7,20 +7,24 @@ use super::{
     constants::*,
     crypto::Secret,
     halves::Path,
+    keyring::{Pair, PairId, Psk},
     levels::SessionLevels,
-    rekey::{Answer, Exchange},
+    rekey::{Answer, Exchange, Ground},
     session::{Cipher, LaneSealer, LaneSet},
     time::Time,
 };
 use std::{sync::Arc, time::Duration};
 
-/// Higher ranks win: by epoch, then by whose public key is the lower.
+/// Higher ranks win: by epoch, then by whose public key is the lower, then by the pair of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
     /// The higher of both ends' epochs.
     pub epoch: u32,
     /// Whether the session's initiator has the lower public key.
     pub lower_key_began: bool,
+    /// The keys it was made with. Who has the lower one may depend on the pair: without this two sessions begun by different
+    /// ends, under different pairs, could have one rank.
+    pub pair: PairId,
 }
 
 /// What both ends agreed on in the cold open; children inherit it.
@@ -55,6 +59,9 @@ pub struct Session {
     pub said: u32,
     pub kind: Kind,
     pub agreed: Agreed,
+    /// The keys it was made with, and will be rekeyed with.
+    pub pair: Arc<Pair>,
+    pub psk: Psk,
     /// Whether an ML-KEM exchange went into its keys.
     pub post_quantum: bool,
     /// Whether this end sent message 1.
@@ -94,6 +101,12 @@ impl Session {
     /// One exchange a starter and parent.
     pub fn may_start_rekey(&self) -> bool {
         self.exchange.is_none() && !self.rekey_failed
+    }
+
+    /// What of it goes into a rekey.
+    pub fn ground(&self) -> Ground<'_> {
+        let (h, chain) = (&self.h, &self.chain);
+        Ground { statics: &self.pair.statics, psk: self.psk.bytes(), h, chain, hybrid: self.agreed.hybrid }
     }
 
     fn unconfirmed_until(&self) -> Option<Time> {
@@ -249,12 +262,17 @@ impl Slots {
 
     /// Wipes every session of a rank up to `rank`: the peer said goodbye under it.
     pub fn wipe_up_to(&mut self, now: Time, rank: Rank) {
+        self.retain(now, |s| s.rank > rank);
+    }
+
+    /// Wipes every session that does not pass: the keys it was made with count no longer.
+    pub fn retain(&mut self, now: Time, keep: impl Fn(&Session) -> bool) {
         for slot in [&mut self.boot, &mut self.cur, &mut self.prev] {
-            if let Some(session) = slot.take_if(|s| s.rank <= rank) {
+            if let Some(session) = slot.take_if(|s| !keep(s)) {
                 self.wiped.push(session.index);
             }
         }
-        let gone: Vec<Session> = self.answered.extract_if(.., |s| s.rank <= rank).collect();
+        let gone: Vec<Session> = self.answered.extract_if(.., |s| !keep(s)).collect();
         self.wiped.extend(gone.iter().map(|s| s.index));
         self.orphan(now);
     }

@@ -259,8 +259,17 @@ impl Site {
         fs::write(self.config(), text).unwrap();
     }
 
+    /// Puts one part of the config in the place of another, as an editor does: a new file with the old one's name.
+    pub fn edit_config(&self, old: &str, new: &str) {
+        let text = fs::read_to_string(self.config()).unwrap();
+        assert_eq!(text.matches(old).count(), 1, "{old} in\n{text}");
+        let beside = self.config().with_extension("new");
+        fs::write(&beside, text.replace(old, new)).unwrap();
+        fs::rename(beside, self.config()).unwrap();
+    }
+
     /// A `tieline` of this site: in its network, with its folder as run directory, dead when the test is.
-    fn tieline(&self) -> Command {
+    pub fn tieline(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tieline"));
         command.env("TIELINE_RUN_DIR", self.folder.path()).env_remove("TIELINE_LOG").stdin(Stdio::null());
         self.network.enter_at_start(&mut command).unwrap();
@@ -271,6 +280,11 @@ impl Site {
     /// Starts `tieline up`, without waiting for anything.
     pub fn start(&self) -> End<'_> {
         self.write_config();
+        self.start_as_it_is()
+    }
+
+    /// The same, with the config that is there.
+    pub fn start_as_it_is(&self) -> End<'_> {
         let log = File::options().create(true).append(true).open(self.log_file()).unwrap();
         let child = self
             .tieline()
@@ -323,6 +337,11 @@ impl End<'_> {
 
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    /// SIGHUP: it reads its config again.
+    pub fn reload(&self) {
+        self.signal(Signal::SIGHUP);
     }
 
     /// As a service manager does.

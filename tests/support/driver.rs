@@ -63,7 +63,7 @@ impl World {
         match &update {
             IngressUpdate::Install(_) => process.watch.installed(),
             IngressUpdate::Remove(_) => process.watch.removed(),
-            IngressUpdate::Current { .. } => {}
+            IngressUpdate::Current { .. } | IngressUpdate::Keys(_) => {}
         }
         process.receiver.apply(update);
     }
@@ -117,7 +117,8 @@ impl World {
                 e.sockets.retain(|other, _| other == id || listens && *other == SocketId(0));
             }
             Event::Session { post_quantum, epoch, .. } => {
-                self.ends[end].process().watch.session(*epoch);
+                let keys = self.status(end).session.expect("the session that came into use").keys;
+                self.ends[end].process().watch.session(*epoch, keys);
                 let hybrid = self.ends.iter().any(|end| end.setup.params.post_quantum);
                 assert!(*post_quantum || !hybrid, "a session came into use that is not hybrid");
             }

@@ -13,7 +13,7 @@ use std::{
 use tieline::{
     control::OsEntropy,
     keys::{PresharedKey, PublicKey, SecretKey},
-    protocol::{Event, Link, Params, Receiver, Sender, SocketId, Time, crypto::Entropy, link::Status},
+    protocol::{Event, Keys, Link, Params, Receiver, Sender, SocketId, Time, crypto::Entropy, link::Status},
 };
 
 /// How one end is set up.
@@ -21,7 +21,8 @@ use tieline::{
 pub struct EndSetup {
     /// Its secret key.
     pub secret: [u8; 32],
-    pub psk: Option<[u8; 32]>,
+    /// Its preshared keys, as its config lists them.
+    pub psks: Vec<[u8; 32]>,
     pub params: Params,
     /// Whether the peer's address is configured here.
     pub knows_peer: bool,
@@ -37,7 +38,7 @@ impl EndSetup {
     pub fn new(secret: u8) -> EndSetup {
         EndSetup {
             secret: [secret; 32],
-            psk: None,
+            psks: Vec::new(),
             params: Params::default(),
             knows_peer: true,
             boot: 77_000_000_000 * u64::from(secret),
@@ -63,8 +64,8 @@ pub struct Process {
 /// See the module.
 pub struct End {
     pub setup: EndSetup,
-    /// The peer's public key, as this end has it.
-    pub peer: PublicKey,
+    /// The peer's public keys, as this end's config lists them.
+    pub peers: Vec<PublicKey>,
     pub process: Option<Process>,
     /// Whether that is saying goodbye.
     pub closing: bool,
@@ -100,7 +101,7 @@ impl End {
     pub fn new(setup: EndSetup, peer: PublicKey, local: IpAddr) -> End {
         End {
             setup,
-            peer,
+            peers: vec![peer],
             process: None,
             closing: false,
             generation: 0,
@@ -137,13 +138,24 @@ impl End {
         let draws = entropy.draws();
         let entropy: Box<dyn Entropy> = if self.setup.real_entropy { Box::new(OsEntropy) } else { Box::new(entropy) };
         let secret = SecretKey::from_bytes(self.setup.secret);
-        let psk = self.setup.psk.map(|psk| PresharedKey::from_bytes(psk).expect("a preshared key"));
+        let preshared = self.preshared();
+        let keys = Keys { own: &secret, peers: &self.peers, preshared: &preshared };
         let (link, sender, receiver) =
-            Link::new(self.setup.params.clone(), &secret, &self.peer, psk.as_ref(), entropy, self.time(now))
-                .expect("keys that fit");
-        let lower_key = secret.public().expect("a public key").as_bytes() < self.peer.as_bytes();
-        let watch = ProcessWatch::new(lower_key);
+            Link::new(self.setup.params.clone(), keys, entropy, self.time(now)).expect("keys that fit");
+        let watch = ProcessWatch::new();
         self.process = Some(Process { link, sender, receiver, draws, watch });
+    }
+
+    fn preshared(&self) -> Vec<PresharedKey> {
+        self.setup.psks.iter().map(|psk| PresharedKey::from_bytes(*psk).expect("a preshared key")).collect()
+    }
+
+    /// The running process reads its config again.
+    pub fn reload(&mut self, now: u64) {
+        let (secret, preshared, time) = (SecretKey::from_bytes(self.setup.secret), self.preshared(), self.time(now));
+        let peers = self.peers.clone();
+        let keys = Keys { own: &secret, peers: &peers, preshared: &preshared };
+        self.process().link.handle_keys(time, keys).expect("keys that fit");
     }
 
     pub fn running(&self) -> bool {

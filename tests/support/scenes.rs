@@ -88,7 +88,7 @@ pub fn stranger() -> SocketAddr {
 /// One direction's MAC key, as one who has ss could compute it.
 pub fn open_keys(world: &World, end: usize) -> OpenKeys {
     let secret = SecretKey::from_bytes(world.ends[end].setup.secret);
-    OpenKeys::derive(&secret, &secret.public().unwrap(), &world.ends[end].peer).unwrap()
+    OpenKeys::derive(&secret, &secret.public().unwrap(), &world.ends[end].peers[0]).unwrap()
 }
 
 /// B, up and waiting, and one who has A's keys.

@@ -9,12 +9,15 @@ use tieline::protocol::{
     Path,
     constants::{MAX_ANSWERED, MIN_TRANSPORT, PATH_CHECKS, SESSION_LIFE},
     control::State,
-    link::Status,
+    link::{KeysInUse, Status},
     wire::Kind,
 };
 
 /// A transport datagram's name: index, lane, counter.
 type Name = (u32, u8, u64);
+
+/// A session's rank: epoch, whether the end with the lower key began, and the pair of keys, the lower first.
+type Rank = (u32, bool, [[u8; 32]; 2]);
 
 /// Reads the name off a transport datagram's header.
 pub fn name(datagram: &[u8]) -> Option<Name> {
@@ -31,11 +34,10 @@ const PATH_CHECK: usize = 12 + MIN_TRANSPORT;
 
 /// What one process did so far, as the world saw it.
 pub struct ProcessWatch {
-    lower_key: bool,
     /// Whether what is handled now makes this end the initiator of a session that comes of it.
     begins: bool,
-    /// That of `cur`: epoch, and whether the end with the lower key began.
-    rank: Option<(u32, bool)>,
+    /// That of `cur`.
+    rank: Option<Rank>,
     /// Sessions the ingress loop was given and not yet told to forget.
     held: usize,
     sealed: HashSet<Name>,
@@ -59,9 +61,8 @@ impl ProcessWatch {
     /// The most that may follow from one thing that happens.
     const OUTPUTS: usize = 40;
 
-    pub fn new(lower_key: bool) -> ProcessWatch {
+    pub fn new() -> ProcessWatch {
         ProcessWatch {
-            lower_key,
             begins: false,
             rank: None,
             held: 0,
@@ -87,14 +88,17 @@ impl ProcessWatch {
     }
 
     /// A session came into use.
-    pub fn session(&mut self, epoch: u32) {
-        let rank = Some((epoch, self.begins == self.lower_key));
+    pub fn session(&mut self, epoch: u32, keys: KeysInUse) {
+        let mut pair = [*keys.own.as_bytes(), *keys.peer.as_bytes()];
+        let lower_key = pair[0] < pair[1];
+        pair.sort_unstable();
+        let rank = Some((epoch, self.begins == lower_key, pair));
         assert!(rank > self.rank, "cur fell in rank from {:?} to {rank:?}", self.rank);
         self.rank = rank;
     }
 
     /// The rank of the session that came into use last.
-    pub fn rank(&self) -> Option<(u32, bool)> {
+    pub fn rank(&self) -> Option<Rank> {
         self.rank
     }
 
@@ -183,6 +187,9 @@ pub struct Frames {
     /// By its fingerprint: who sent it.
     sent: HashMap<u64, usize>,
     delivered: HashSet<u64>,
+    /// Whether they must come in the order in which they were sent, and the last that came to each end.
+    pub ordered: bool,
+    last: [u64; 2],
 }
 
 impl Frames {
@@ -202,6 +209,11 @@ impl Frames {
 
     /// `to` got this frame.
     pub fn delivered(&mut self, to: usize, frame: &[u8]) {
+        if self.ordered {
+            let number = u64::from_be_bytes(frame[..8].try_into().expect("a number"));
+            assert!(number > self.last[to], "frame {number} came after {}", self.last[to]);
+            self.last[to] = number;
+        }
         let frame = fingerprint(frame);
         assert_eq!(self.sent.get(&frame), Some(&(1 - to)), "a frame was delivered that the other end had not sent");
         assert!(self.delivered.insert(frame), "a frame was delivered twice");

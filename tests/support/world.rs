@@ -105,7 +105,7 @@ pub struct World {
     pub log: Option<Vec<Flight>>,
     pub held: Vec<Flight>,
     decide: Option<Decide>,
-    pub(super) frames: Frames,
+    pub frames: Frames,
     /// Cookies of PathChecks that arrived, and where those had been sent to.
     pub(super) checks: BTreeMap<[u8; 8], SocketAddr>,
     happenings: BTreeMap<(u64, u64), Happening>,
@@ -216,6 +216,21 @@ impl World {
         if let Some(process) = &mut self.ends[end].process {
             process.link.close(time);
             self.ends[end].closing = true;
+            self.carry_out(end);
+        }
+    }
+
+    /// The end's config has other keys now, and a running process reads it.
+    pub fn reload(&mut self, end: usize) {
+        let now = self.now;
+        self.trace.note(now, ("reload", end), || format!("{} reads its keys again", who(end)));
+        if self.ends[end].running() && self.ends[end].asleep_until > now {
+            self.ends[end].asleep_until = 0; // whoever says so has woken it
+            self.timeout(end);
+        }
+        if self.ends[end].running() && !self.ends[end].closing {
+            self.ends[end].process().watch.handles(false);
+            self.ends[end].reload(now);
             self.carry_out(end);
         }
     }

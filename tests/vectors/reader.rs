@@ -8,7 +8,7 @@
 use crate::{
     keys::{PresharedKey, PublicKey, SecretKey},
     protocol::{
-        Input, Link, Output, Params, Path, Received, Receiver, Small, SocketId, Time,
+        Input, Keys, Link, Output, Params, Path, Received, Receiver, Small, SocketId, Time,
         constants::{HEADER, TAG},
         crypto::{CryptoFailure, Entropy, KEM_CT, KEM_EK, KemKey, KemPair, Secret},
         handshake::{Root, Statics},
@@ -347,8 +347,9 @@ pub fn params(settings: &Value) -> Params {
 
 impl End {
     /// Sets `end` up at time 0.
-    pub fn new(end: &str, params: Params, psk: Option<&PresharedKey>, entropy: Script) -> End {
-        let made = Link::new(params, &secret(end), &public(other(end)), psk, Box::new(entropy), Time(0));
+    pub fn new(end: &str, params: Params, psk: Option<PresharedKey>, entropy: Script) -> End {
+        let keys = Keys { own: &secret(end), peers: &[public(other(end))], preshared: psk.as_slice() };
+        let made = Link::new(params, keys, Box::new(entropy), Time(0));
         let (link, _, receiver) = made.expect("two different keys");
         End { link, receiver }
     }

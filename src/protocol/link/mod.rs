@@ -5,10 +5,11 @@
 //! run in virtual time inside one test, and any failure is a seed.
 //!
 //! `open.rs` has the cold open in both roles, `sessions.rs` what becomes of sessions and their rekeys, `upkeep.rs`
-//! reports, liveness and paths.
+//! reports, liveness and paths, `rotation.rs` what a change of keys brings with it.
 
 mod open;
 mod output;
+mod rotation;
 mod sessions;
 mod upkeep;
 #[cfg(test)]
@@ -18,9 +19,9 @@ use super::{
     admission::Admission,
     constants::*,
     control::State,
-    crypto::{CryptoFailure, Entropy, OpenKeys},
+    crypto::{CryptoFailure, Entropy},
     halves::{EgressUpdate, IngressUpdate, Input, Notice, Path, Receiver, Sender, SocketId},
-    handshake::Statics,
+    keyring::{Keyring, Keys, PairId, Psk},
     levels::Levels,
     liveness::Liveness,
     measure::Measure,
@@ -30,7 +31,7 @@ use super::{
     time::Time,
     wire::cipher_bits,
 };
-use crate::keys::{PresharedKey, PublicKey, Secret, SecretKey};
+use crate::keys::PublicKey;
 use open::{Attempt, Opener};
 pub use output::{DownCause, Event, Output, Transmit};
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
@@ -102,6 +103,9 @@ pub enum SetupError {
     /// X25519 with the peer's key gives nothing.
     #[error("the peer's public key is a low-order point")]
     PeerKey,
+    /// An end has one or two keys of its peer's, and at most two preshared keys.
+    #[error("there must be one or two public keys of the peer, and at most two preshared keys")]
+    Count,
     /// A primitive failed.
     #[error(transparent)]
     Crypto(#[from] CryptoFailure),
@@ -118,6 +122,19 @@ pub struct SessionStatus {
     pub epoch: u32,
     /// Since when it is established.
     pub established: Time,
+    /// The keys it was made with.
+    pub keys: KeysInUse,
+}
+
+/// The keys a session was made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeysInUse {
+    /// This end's public key.
+    pub own: PublicKey,
+    /// The peer's.
+    pub peer: PublicKey,
+    /// The preshared key's place in the list, from 1; `None` without one.
+    pub preshared: Option<usize>,
 }
 
 /// What can be seen of a link.
@@ -129,6 +146,8 @@ pub struct Status {
     pub since: Time,
     /// The session in use.
     pub session: Option<SessionStatus>,
+    /// Whether that is under other keys than a new one would be: this end has changed its own, and the peer does not know yet.
+    pub waits_for_keys: bool,
     /// Where the line goes.
     pub path: Option<Path>,
     /// The smoothed round-trip time.
@@ -148,6 +167,7 @@ impl Status {
         state: State::Down,
         since: Time(0),
         session: None,
+        waits_for_keys: false,
         path: None,
         rtt: None,
         jitter: None,
@@ -171,11 +191,13 @@ struct Closing {
 /// One end of a link.
 pub struct Link {
     params: Params,
-    statics: Statics,
-    psk: Secret,
-    has_psk: bool,
-    lower_key: bool,
-    open_keys: OpenKeys,
+    keys: Keyring,
+    /// The pairs whose cold-open datagrams the ingress loop takes.
+    taken: Vec<PairId>,
+    /// When the link may next try to move to other keys.
+    move_after: Time,
+    /// The keys of the session that came into use last.
+    keys_in_use: Option<(PairId, Psk)>,
     entropy: Box<dyn Entropy>,
     levels: Arc<Levels>,
     outputs: VecDeque<Output>,
@@ -211,28 +233,22 @@ impl Link {
     /// [`SetupError`] where the keys cannot make a link.
     pub fn new(
         params: Params,
-        own: &SecretKey,
-        peer: &PublicKey,
-        psk: Option<&PresharedKey>,
+        keys: Keys<'_>,
         mut entropy: Box<dyn Entropy>,
         now: Time,
     ) -> Result<(Link, Sender, Receiver), SetupError> {
-        let public = own.public().map_err(|_| CryptoFailure)?;
-        if public == *peer {
-            return Err(SetupError::OwnKey);
-        }
-        let open_keys = OpenKeys::derive(own, &public, peer).map_err(|_| SetupError::PeerKey)?;
+        let keys = Keyring::new(keys)?;
         let levels: Arc<Levels> = Arc::default();
         let sender = Sender::new(levels.clone());
-        let receiver = Receiver::new(open_keys.receiving.clone(), levels.clone());
+        let receiver =
+            Receiver::new(keys.pairs.iter().map(|pair| pair.keys.receiving.clone()).collect(), levels.clone());
         let link = Link {
             params,
-            statics: Statics::new(own, *peer),
-            psk: psk.map_or_else(Secret::default, |psk| Secret::copy_of(psk.as_bytes())),
-            has_psk: psk.is_some(),
-            lower_key: public.as_bytes() < peer.as_bytes(),
+            taken: keys.pairs.iter().map(|pair| pair.id()).collect(),
+            keys,
+            move_after: now,
+            keys_in_use: None,
             admission: Admission::new(&mut *entropy)?,
-            open_keys,
             entropy,
             levels,
             outputs: VecDeque::new(),
@@ -380,7 +396,9 @@ impl Link {
                 post_quantum: cur.post_quantum,
                 epoch: cur.rank.epoch,
                 established: cur.established,
+                keys: self.keys_of(cur),
             }),
+            waits_for_keys: self.wants_to_move(),
             path: self.paths.current,
             rtt: self.measure.rtt(),
             jitter: self.measure.jitter(),
@@ -400,6 +418,7 @@ impl Link {
     /// What follows from any change: attempts begin or end, and the ingress loop forgets what was wiped.
     fn settle(&mut self, now: Time) {
         self.expire_sessions();
+        self.tell_keys();
         self.review_attempt(now);
     }
 

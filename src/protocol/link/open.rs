@@ -10,12 +10,13 @@ use crate::protocol::{
     crypto::CryptoFailure,
     halves::Path,
     handshake::{Handshake, Root},
+    keyring::{Pair, Psk},
     levels::{Counter, Drops},
     session::{Cipher, lane_set},
-    slots::{Agreed, Kind, Rank, Session},
+    slots::{Agreed, Kind, Session},
     wire::{self, Cold, Nonce, Payload, Token, Verdict, cipher_bits, payload_flags},
 };
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 #[cfg(test)]
 mod vectors;
@@ -54,13 +55,19 @@ enum Reason {
     NotUp,
     /// The line is Up, and suspiciously quiet.
     Silence,
+    /// The line is to move to other keys; all else comes first.
+    Move,
 }
 
 /// One attempt to open a session, as initiator.
 pub(super) struct Attempt {
     reason: Reason,
     nonce: Nonce,
+    /// With which keys, and where: each with each.
+    pairs: Vec<Arc<Pair>>,
     knocked: Vec<Path>,
+    /// What the Response may be under.
+    psks: Vec<Psk>,
     started: Time,
     /// When the present message was first sent, and how often by now.
     first_sent: Time,
@@ -72,9 +79,20 @@ pub(super) struct Attempt {
 /// An Init on its way, to the one address whose Challenge came first.
 struct SentInit {
     path: Path,
+    pair: Arc<Pair>,
     datagram: Vec<u8>,
     handshake: Handshake,
     payload: Payload,
+}
+
+impl SentInit {
+    /// Reads message 2, which is under one of these preshared keys. One that does not fit leaves it readable under another.
+    fn read(&mut self, noise: &wire::ColdNoise, psks: &[Psk]) -> Option<([u8; Payload::LEN], Psk)> {
+        psks.iter().find_map(|psk| {
+            self.handshake.set_psk(psk.bytes()).ok()?;
+            Some((self.handshake.read(noise).ok()?, psk.clone()))
+        })
+    }
 }
 
 impl Attempt {
@@ -93,8 +111,10 @@ impl Attempt {
 
     /// Leaves the own address of `path` to the routing table.
     pub fn unpin(&mut self, path: Path) {
-        if let Some(init) = self.init.as_mut().filter(|init| init.path == path) {
-            init.path.local = None;
+        for used in self.knocked.iter_mut().chain(self.init.as_mut().map(|init| &mut init.path)) {
+            if *used == path {
+                used.local = None;
+            }
         }
     }
 }
@@ -134,26 +154,43 @@ impl Link {
     }
 
     pub(super) fn next_attempt(&self) -> Option<Time> {
-        match &self.attempt {
-            Some(attempt) => Some(attempt.next_send().map_or(attempt.ends(), |t| t.min(attempt.ends()))),
-            None => self.attempt_due().map(|(at, _)| at),
-        }
+        let due = self.attempt_due().map(|(at, _)| at);
+        let Some(attempt) = &self.attempt else {
+            return [due, self.move_due()].into_iter().flatten().min();
+        };
+        let next = attempt.next_send().map_or(attempt.ends(), |t| t.min(attempt.ends()));
+        let overtaken = due.filter(|_| attempt.reason == Reason::Move);
+        Some(overtaken.map_or(next, |due| due.min(next)))
     }
 
     /// Begins an attempt that is due, and drops one that lost its reason.
     pub(super) fn review_attempt(&mut self, now: Time) {
+        let due = self.attempt_due().filter(|(at, _)| *at <= now).map(|(_, reason)| reason);
         if let Some(attempt) = &self.attempt {
-            let heard = self.slots.heard().is_some_and(|heard| heard > attempt.started);
-            if attempt.reason != Reason::Silence || !heard {
+            let over = match attempt.reason {
+                Reason::NotUp => false,
+                Reason::Silence => self.slots.heard().is_some_and(|heard| heard > attempt.started),
+                Reason::Move => due.is_some() || !self.wants_to_move(),
+            };
+            if !over {
                 return;
             }
             self.attempt = None;
         }
-        if let Some((at, reason)) = self.attempt_due()
-            && at <= now
-        {
+        let move_due = self.move_due().is_some_and(|at| at <= now).then_some(Reason::Move);
+        if let Some(reason) = due.or(move_due) {
             self.begin_attempt(now, reason);
         }
+    }
+
+    /// The keys an attempt is made with. One that is to move the line takes no others than it is to move to.
+    fn keys_for(&self, reason: Reason) -> (Vec<Arc<Pair>>, Vec<Psk>) {
+        let keys = &self.keys;
+        if reason != Reason::Move {
+            return (self.pairs().cloned().collect(), keys.psks.clone());
+        }
+        let psk_alone = self.slots.cur.as_ref().is_some_and(|cur| keys.lists(&cur.pair));
+        (keys.pairs.clone(), if psk_alone { vec![keys.psk().clone()] } else { keys.psks.clone() })
     }
 
     fn begin_attempt(&mut self, now: Time, reason: Reason) {
@@ -162,11 +199,16 @@ impl Link {
         };
         let addresses = self.known_addresses();
         let socket = self.socket;
-        let knocked = addresses.iter().map(|&peer| Path { socket, local: None, peer }).collect();
+        // A move takes the very path the line has: a NAT on it knows no other.
+        let line = self.paths.current.filter(|_| reason == Reason::Move);
+        let path = |&peer| line.filter(|line| line.peer == peer).unwrap_or(Path { socket, local: None, peer });
+        let knocked = addresses.iter().map(path).collect();
+        let (pairs, psks) = self.keys_for(reason);
         if reason == Reason::NotUp {
             self.event(Event::Connecting { addresses });
         }
-        self.attempt = Some(Attempt { reason, nonce, knocked, started: now, first_sent: now, sent: 0, init: None });
+        let (first_sent, sent, init) = (now, 0, None);
+        self.attempt = Some(Attempt { reason, nonce, pairs, knocked, psks, started: now, first_sent, sent, init });
         self.run_attempt(now);
     }
 
@@ -186,11 +228,13 @@ impl Link {
         let transmits: Vec<(Path, Vec<u8>)> = match &attempt.init {
             Some(init) => vec![(init.path, init.datagram.clone())],
             None => {
-                let knock = wire::knock(&attempt.nonce, &self.open_keys.sending);
-                attempt.knocked.iter().map(|path| (*path, knock.clone())).collect()
+                let knock = |pair: &Arc<Pair>| wire::knock(&attempt.nonce, &pair.keys.sending);
+                let knocks: Vec<Vec<u8>> = attempt.pairs.iter().map(knock).collect();
+                let at = |path: &Path| knocks.iter().map(|knock| (*path, knock.clone())).collect::<Vec<_>>();
+                attempt.knocked.iter().flat_map(at).collect()
             }
         };
-        if attempt.init.is_none() {
+        if attempt.init.is_none() && attempt.reason != Reason::Move {
             self.opener.knocks = self.opener.knocks.saturating_add(1);
         }
         for (path, datagram) in transmits {
@@ -202,6 +246,9 @@ impl Link {
         let Some(attempt) = self.attempt.take() else {
             return;
         };
+        if attempt.reason == Reason::Move {
+            return self.fail_to_move(now);
+        }
         let random = self.entropy.bytes::<1>().map_or(128, |[byte]| byte);
         self.opener.fail(now, random);
         self.event(Event::NoAnswer {
@@ -217,6 +264,7 @@ impl Link {
     /// A primitive failed: said aloud, and tried again after a pause.
     pub(super) fn crypto_failed(&mut self, now: Time) {
         self.attempt = None;
+        self.move_after = now + PAUSE_MAX;
         self.opener.fail(now, 128);
         self.event(Event::CryptoFailed);
     }
@@ -225,13 +273,16 @@ impl Link {
         counter(&self.levels.drops).bump();
     }
 
-    /// A cold-open datagram whose length and MAC are right.
+    /// A cold-open datagram whose length is right, and its MAC was when it came.
     pub(super) fn on_cold(&mut self, now: Time, path: Path, datagram: &[u8]) {
+        let Some(pair) = self.pair_of(datagram) else {
+            return self.drop(|d| &d.unauthentic); // its key was taken out meanwhile
+        };
         match Cold::parse(datagram) {
-            Ok(Cold::Knock { nonce }) => self.on_knock(now, path, &nonce),
-            Ok(Cold::Challenge { nonce, token }) => self.on_challenge(now, path, nonce, token),
-            Ok(Cold::Init { nonce, token, noise }) => self.on_init(now, path, datagram, (nonce, token, &noise)),
-            Ok(Cold::Response { nonce, noise }) => self.on_response(now, path, nonce, &noise),
+            Ok(Cold::Knock { nonce }) => self.on_knock(now, path, &pair, &nonce),
+            Ok(Cold::Challenge { nonce, token }) => self.on_challenge(now, path, pair, nonce, token),
+            Ok(Cold::Init { nonce, token, noise }) => self.on_init(now, path, pair, datagram, (nonce, token, &noise)),
+            Ok(Cold::Response { nonce, noise }) => self.on_response(now, path, &pair, nonce, &noise),
             Err(_) => {
                 self.drop(|d| &d.malformed);
                 if let Some(&version) = datagram.get(1)
@@ -250,24 +301,27 @@ impl Link {
         }
     }
 
-    fn on_knock(&mut self, now: Time, path: Path, nonce: &Nonce) {
+    fn on_knock(&mut self, now: Time, path: Path, pair: &Pair, nonce: &Nonce) {
         match self.admission.knock(now, nonce, path.peer) {
             Ok(token) => {
-                let challenge = wire::challenge(nonce, &token, &self.open_keys.sending);
+                let challenge = wire::challenge(nonce, &token, &pair.keys.sending);
                 self.send(path, challenge);
             }
             Err(refusal) => self.refuse(refusal),
         }
     }
 
-    fn on_challenge(&mut self, now: Time, path: Path, nonce: Nonce, token: Token) {
+    fn on_challenge(&mut self, now: Time, path: Path, pair: Arc<Pair>, nonce: Nonce, token: Token) {
         let waited_for = self.attempt.as_ref().is_some_and(|attempt| {
-            attempt.nonce == nonce && attempt.init.is_none() && attempt.knocked.iter().any(|k| k.peer == path.peer)
+            attempt.nonce == nonce
+                && attempt.init.is_none()
+                && attempt.knocked.iter().any(|k| k.peer == path.peer)
+                && attempt.pairs.iter().any(|p| p.id() == pair.id())
         });
         if !waited_for {
             return self.refuse(Refusal::Replayed);
         }
-        match self.make_init(path, &nonce, &token) {
+        match self.make_init(path, pair, &nonce, &token) {
             Ok(init) => {
                 if let Some(attempt) = &mut self.attempt {
                     (attempt.init, attempt.first_sent, attempt.sent) = (Some(init), now, 0);
@@ -279,13 +333,20 @@ impl Link {
         }
     }
 
-    fn make_init(&mut self, path: Path, nonce: &Nonce, token: &Token) -> Result<SentInit, CryptoFailure> {
+    fn make_init(
+        &mut self,
+        path: Path,
+        pair: Arc<Pair>,
+        nonce: &Nonce,
+        token: &Token,
+    ) -> Result<SentInit, CryptoFailure> {
         let index = self.fresh_index()?;
         let payload = self.own_payload(index)?;
-        let mut handshake = self.statics.initiate(&cold_prologue(nonce, token), &self.psk, &mut *self.entropy)?;
+        let psk = self.keys.psk().bytes(); // message 1 does not depend on it
+        let mut handshake = pair.statics.initiate(&cold_prologue(nonce, token), psk, &mut *self.entropy)?;
         let noise = handshake.write(&payload.encode())?;
-        let datagram = wire::init(nonce, token, &noise, &self.open_keys.sending);
-        Ok(SentInit { path, datagram, handshake, payload })
+        let datagram = wire::init(nonce, token, &noise, &pair.keys.sending);
+        Ok(SentInit { path, pair, datagram, handshake, payload })
     }
 
     /// What this end says of itself, and offers.
@@ -300,7 +361,7 @@ impl Link {
             ciphers: self.params.ciphers(),
             flags: flag(self.params.post_quantum, payload_flags::HYBRID)
                 | flag(self.params.partial_checksum, payload_flags::PARTIAL_CHECKSUM)
-                | flag(self.has_psk, payload_flags::PSK),
+                | flag(self.keys.has_psk, payload_flags::PSK),
             lanes: LANES,
             verdict: Verdict::Fine,
             interval_ms: self.params.interval_ms(),
@@ -308,7 +369,14 @@ impl Link {
     }
 
     /// Message 1, with everything right that can be told without a DH but the token.
-    fn on_init(&mut self, now: Time, path: Path, datagram: &[u8], init: (Nonce, Token, &wire::ColdNoise)) {
+    fn on_init(
+        &mut self,
+        now: Time,
+        path: Path,
+        pair: Arc<Pair>,
+        datagram: &[u8],
+        init: (Nonce, Token, &wire::ColdNoise),
+    ) {
         let (nonce, token, noise) = init;
         match self.admission.init(now, datagram, &nonce, &token, path.peer) {
             Ok(Admitted::Fresh) => {}
@@ -316,7 +384,7 @@ impl Link {
             Err(refusal) => return self.refuse(refusal),
         }
         let prologue = cold_prologue(&nonce, &token);
-        let Ok(mut handshake) = self.statics.respond(&prologue, &self.psk, &mut *self.entropy) else {
+        let Ok(mut handshake) = pair.statics.respond(&prologue, self.keys.psk().bytes(), &mut *self.entropy) else {
             return self.event(Event::CryptoFailed);
         };
         let Ok(payload) = handshake.read(noise) else {
@@ -325,7 +393,7 @@ impl Link {
         let Some(peer) = Payload::parse(&payload).ok().filter(|p| p.verdict == Verdict::Fine) else {
             return self.drop(|d| &d.malformed);
         };
-        match self.respond(now, path, &nonce, handshake, &peer) {
+        match self.respond(now, path, pair, &nonce, handshake, &peer) {
             Ok(response) => {
                 self.admission.remember(now, datagram, &response);
                 self.send(path, response);
@@ -339,6 +407,7 @@ impl Link {
         &mut self,
         now: Time,
         path: Path,
+        pair: Arc<Pair>,
         nonce: &Nonce,
         mut handshake: Handshake,
         peer: &Payload,
@@ -348,10 +417,12 @@ impl Link {
         let (chosen, verdict) = judge(&offered, peer);
         let own = Payload { ciphers: chosen.map_or(0, |c| c as u8), verdict, ..offered };
         let noise = handshake.write(&own.encode())?;
-        let response = wire::response(nonce, &noise, &self.open_keys.sending);
+        let response = wire::response(nonce, &noise, &pair.keys.sending);
         match chosen {
             Some(cipher) => {
-                let session = self.cold_session(now, path, handshake.split()?, cipher, (&own, peer), false)?;
+                let keys = (pair, self.keys.psk().clone());
+                let derived = (handshake.split()?, cipher);
+                let session = self.cold_session(now, path, keys, derived, (&own, peer), false)?;
                 self.slots.answer(session);
                 self.expire_sessions();
             }
@@ -360,17 +431,21 @@ impl Link {
         Ok(response)
     }
 
-    fn on_response(&mut self, now: Time, path: Path, nonce: Nonce, noise: &wire::ColdNoise) {
-        let init = match &mut self.attempt {
-            Some(attempt) if attempt.nonce == nonce => attempt.init.as_mut(),
-            _ => None,
-        };
-        let Some(init) = init.filter(|init| init.path.peer == path.peer) else {
+    fn on_response(&mut self, now: Time, path: Path, pair: &Pair, nonce: Nonce, noise: &wire::ColdNoise) {
+        let Some(Attempt { reason, psks, init: Some(init), .. }) = self.attempt.as_mut().filter(|a| a.nonce == nonce)
+        else {
             return self.refuse(Refusal::Replayed);
         };
-        let Ok(payload) = init.handshake.read(noise) else {
+        if init.path.peer != path.peer || init.pair.id() != pair.id() {
+            return self.refuse(Refusal::Replayed);
+        }
+        let reason = *reason;
+        let Some((payload, psk)) = init.read(noise, psks) else {
             self.drop(|d| &d.unauthentic);
-            return self.event(Event::PresharedKeysDiffer);
+            if reason != Reason::Move {
+                self.event(Event::PresharedKeysDiffer);
+            }
+            return;
         };
         let offered = init.payload.ciphers;
         let Some((peer, cipher)) = Payload::parse(&payload).ok().and_then(|p| Some((p, chosen(&p, offered)?))) else {
@@ -382,19 +457,20 @@ impl Link {
         let Some(cipher) = cipher.filter(|_| !layers_differ) else {
             self.attempt = None;
             self.opener.not_before = now + PAUSE_REFUSED;
+            self.move_after = now + PAUSE_REFUSED;
             let verdict = if layers_differ { Verdict::LayersDiffer } else { peer.verdict };
             return self.event(Event::Refused(verdict));
         };
         if let Some(init) = self.attempt.take().and_then(|attempt| attempt.init) {
-            self.open_as_initiator(now, path, init, cipher, &peer);
+            self.open_as_initiator(now, path, psk, init, cipher, &peer);
         }
     }
 
-    fn open_as_initiator(&mut self, now: Time, path: Path, init: SentInit, cipher: Cipher, peer: &Payload) {
-        let session = init
-            .handshake
+    fn open_as_initiator(&mut self, now: Time, path: Path, psk: Psk, init: SentInit, cipher: Cipher, peer: &Payload) {
+        let SentInit { pair, handshake, payload, .. } = init;
+        let session = handshake
             .split()
-            .and_then(|root| self.cold_session(now, path, root, cipher, (&init.payload, peer), true));
+            .and_then(|root| self.cold_session(now, path, (pair, psk), (root, cipher), (&payload, peer), true));
         match session {
             Ok(session) => self.establish(now, session),
             Err(CryptoFailure) => self.crypto_failed(now),
@@ -406,8 +482,8 @@ impl Link {
         &mut self,
         now: Time,
         path: Path,
-        root: Root,
-        cipher: Cipher,
+        (pair, psk): (Arc<Pair>, Psk),
+        (root, cipher): (Root, Cipher),
         (own, peer): (&Payload, &Payload),
         initiator: bool,
     ) -> Result<Session, CryptoFailure> {
@@ -415,11 +491,13 @@ impl Link {
         let birth = Birth {
             kind: if agreed.hybrid { Kind::Boot } else { Kind::Data },
             agreed,
+            pair,
+            psk,
             post_quantum: false,
             initiator,
             index: own.index,
             peer_index: peer.index,
-            rank: Rank { epoch: own.epoch.max(peer.epoch), lower_key_began: initiator == self.lower_key },
+            epoch: own.epoch.max(peer.epoch),
             said: own.epoch,
             parent: None,
             path,

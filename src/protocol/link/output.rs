@@ -1,5 +1,6 @@
 //! What the engine hands out: updates for the loops, datagrams, and news for people.
 
+use super::KeysInUse;
 use crate::protocol::{
     control::State,
     halves::{EgressUpdate, IngressUpdate, Path, SocketId},
@@ -38,6 +39,8 @@ pub enum DownCause {
     Goodbye,
     /// The peer says that it does not hear us, or started anew.
     PeerDown,
+    /// A key that its session was made with is listed no longer.
+    KeyRemoved,
 }
 
 /// What happened.
@@ -83,6 +86,13 @@ pub enum Event {
     },
     /// The line goes to another address of the peer's, or from another of its own.
     Path(Path),
+    /// The session in use was made with other keys than the one before.
+    Keys(KeysInUse),
+    /// The peer does not take the key that this end has changed to: the link goes on with the one before.
+    NotMoved {
+        /// Whether that is its own key; else it is the preshared key.
+        own: bool,
+    },
     /// The Response's MAC is right and it does not open: the preshared keys differ.
     PresharedKeysDiffer,
     /// The peer refuses the link.

@@ -8,21 +8,25 @@ use crate::protocol::{
     crypto::CryptoFailure,
     halves::{EgressUpdate, IngressUpdate, Path},
     handshake::Root,
+    keyring::{Pair, Psk},
     rekey::{self, Answer, Child, Exchange, Ground, RekeyError, RekeyPayload},
     session::{Halves, SealError, Shape},
     slots::{Agreed, Kind, Placed, Rank, Session},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// All of a session that is known before its keys are.
 pub(super) struct Birth {
     pub kind: Kind,
     pub agreed: Agreed,
+    pub pair: Arc<Pair>,
+    pub psk: Psk,
     pub post_quantum: bool,
     pub initiator: bool,
     pub index: u32,
     pub peer_index: u32,
-    pub rank: Rank,
+    /// The higher of what both ends said.
+    pub epoch: u32,
     pub said: u32,
     pub parent: Option<u32>,
     pub path: Path,
@@ -41,11 +45,14 @@ impl Link {
         };
         let halves = Halves::derive(&root, &shape)?;
         self.outputs.push_back(Output::Ingress(IngressUpdate::Install(halves.opening)));
+        let lower_key_began = birth.initiator == birth.pair.lower_key();
         Ok(Session {
-            rank: birth.rank,
+            rank: Rank { epoch: birth.epoch, lower_key_began, pair: birth.pair.id() },
             said: birth.said,
             kind: birth.kind,
             agreed: birth.agreed,
+            pair: birth.pair,
+            psk: birth.psk,
             post_quantum: birth.post_quantum,
             initiator: birth.initiator,
             index: birth.index,
@@ -153,6 +160,7 @@ impl Link {
         self.outputs.push_back(Output::Egress(EgressUpdate::Keepalive));
         self.keepalive = Keepalive { checked: now, sealed: 1 };
         self.event(event);
+        self.note_keys();
     }
 
     /// Seals a control message under the session with this index and sends it: under a bootstrap to where that was
@@ -240,9 +248,9 @@ impl Link {
 
     fn make_exchange(&mut self, now: Time, parent: u32, spacing: Duration) -> Result<Exchange, RekeyError> {
         let own = self.own_rekey_payload()?;
-        let Link { slots, statics, psk, entropy, .. } = self;
+        let Link { slots, entropy, .. } = self;
         let parent = slots.parent_mut(parent).ok_or(RekeyError::Crypto)?;
-        let ground = Ground { statics, psk, h: &parent.h, chain: &parent.chain, hybrid: parent.agreed.hybrid };
+        let ground = parent.ground();
         Exchange::start(&ground, own, &mut **entropy, now, spacing)
     }
 
@@ -304,12 +312,11 @@ impl Link {
             session.answer = Some(Answer::Failed); // unless what follows says otherwise
         }
         let own = self.own_rekey_payload()?;
-        let Link { slots, statics, psk, entropy, .. } = self;
+        let Link { slots, entropy, .. } = self;
         let Some(session) = slots.parent_mut(parent) else {
             return Ok(());
         };
-        let hybrid = session.agreed.hybrid;
-        let ground = Ground { statics, psk, h: &session.h, chain: &session.chain, hybrid };
+        let ground = session.ground();
         let (child, m2) = rekey::answer(&ground, m1, own, &mut **entropy)?;
         let parts = rekey::parts(RekeySide::Resp, &m2);
         session.answer = Some(Answer::Made { m2, sent: now });
@@ -323,15 +330,14 @@ impl Link {
     }
 
     fn on_m2_part(&mut self, now: Time, parent: u32, (part, parts, bytes): (u8, u8, &[u8])) -> Result<(), RekeyError> {
-        let Link { slots, statics, psk, .. } = self;
-        let Some(session) = slots.parent_mut(parent) else {
+        let Some(session) = self.slots.parent_mut(parent) else {
             return Ok(());
         };
-        let Session { exchange, h, chain, agreed, .. } = session;
+        let Session { exchange, h, chain, agreed, pair, psk, .. } = session;
         let Some(exchange) = exchange.as_mut().filter(|exchange| exchange.open()) else {
             return Ok(()); // a part of what is finished
         };
-        let ground = Ground { statics, psk, h, chain, hybrid: agreed.hybrid };
+        let ground = Ground { statics: &pair.statics, psk: psk.bytes(), h, chain, hybrid: agreed.hybrid };
         if let Some(child) = exchange.add(&ground, part, parts, bytes)? {
             let child = self.child(now, parent, child, true)?;
             self.establish(now, child);
@@ -345,11 +351,13 @@ impl Link {
         let birth = Birth {
             kind: Kind::Data,
             agreed: session.agreed.clone(),
+            pair: session.pair.clone(),
+            psk: session.psk.clone(),
             post_quantum: session.agreed.hybrid,
             initiator,
             index: child.own.index,
             peer_index: child.peer.index,
-            rank: Rank { epoch: child.own.epoch.max(child.peer.epoch), lower_key_began: initiator == self.lower_key },
+            epoch: child.own.epoch.max(child.peer.epoch),
             said: child.own.epoch,
             parent: Some(parent),
             path: session.path,

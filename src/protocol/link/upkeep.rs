@@ -91,7 +91,7 @@ impl Link {
         self.event(Event::State { state, cause });
     }
 
-    fn lose(&mut self, now: Time, cause: DownCause) {
+    pub(super) fn lose(&mut self, now: Time, cause: DownCause) {
         let before = self.liveness.state;
         if self.liveness.lose(now) {
             self.after_state(now, before, Some(cause));

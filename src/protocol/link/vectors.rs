@@ -16,7 +16,8 @@ fn anywhere() -> Path {
 fn holding(end: &str, parent: &Listed, entropy: Script) -> End {
     let outputs = &parent.vector["outputs"]["session"];
     let psk = psk(&parent.vector["inputs"]["psk"]);
-    let mut made = End::new(end, Params::default(), psk.as_ref(), entropy);
+    let mut made = End::new(end, Params::default(), psk, entropy);
+    let (pair, psk) = (made.link.keys.pairs[0].clone(), made.link.keys.psk().clone());
     let birth = Birth {
         kind: if parent.bootstrap { Kind::Boot } else { Kind::Data },
         agreed: Agreed {
@@ -30,8 +31,10 @@ fn holding(end: &str, parent: &Listed, entropy: Script) -> End {
         initiator: parent.initiator == end,
         index: parent.index(end),
         peer_index: parent.index(other(end)),
-        rank: rank(outputs),
-        said: rank(outputs).epoch,
+        pair,
+        psk,
+        epoch: rank(outputs).0,
+        said: rank(outputs).0,
         parent: None,
         path: anywhere(),
     };
@@ -42,8 +45,13 @@ fn holding(end: &str, parent: &Listed, entropy: Script) -> End {
     made
 }
 
-fn rank(session: &Value) -> Rank {
-    Rank { epoch: int(&session["rank"]["epoch"]), lower_key_began: int::<u8>(&session["rank"]["t"]) == 1 }
+/// A listed rank: the epoch, and whether the end with the lower key began.
+fn rank(session: &Value) -> (u32, bool) {
+    (int(&session["rank"]["epoch"]), int::<u8>(&session["rank"]["t"]) == 1)
+}
+
+fn of(rank: Rank) -> (u32, bool) {
+    (rank.epoch, rank.lower_key_began)
 }
 
 /// One end of a rekey, about to send or to answer.
@@ -89,11 +97,11 @@ fn two_links_say_every_rekey_as_listed() {
         let outputs = &rekey["outputs"]["session"];
         let at_r = r.link.slots.answered.first().unwrap();
         for child in [i.link.slots.cur.as_ref().unwrap(), at_r] {
-            assert_eq!((child.rank, child.kind), (rank(outputs), Kind::Data));
+            assert_eq!((of(child.rank), child.kind), (rank(outputs), Kind::Data));
             assert_eq!((child.h, *child.chain), (array(&outputs["h"]), array(&outputs["chain"])));
         }
         r.deliver(now, anywhere(), &reports[0]);
-        assert_eq!(r.link.slots.cur.as_ref().map(|cur| cur.rank), Some(rank(outputs)), "and was");
+        assert_eq!(r.link.slots.cur.as_ref().map(|cur| of(cur.rank)), Some(rank(outputs)), "and was");
         assert_eq!((i.drops(), r.drops()), (Counted::default(), Counted::default()));
     }
     assert_eq!(checked, vectors.len());

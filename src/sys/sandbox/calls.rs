@@ -38,6 +38,10 @@ fn rule(call: Call) -> Result<(c_long, Vec<SeccompRule>), BackendError> {
         Call::Any(number) => (number, Vec::new()),
         Call::Memory(number) => (number, only(masked(2, libc::PROT_EXEC, 0)?)?),
         Call::Own(number) => (number, only(equal(0, SeccompCmpOp::Eq, std::process::id() as c_int)?)?),
+        Call::Read(number, flags) => {
+            let changes = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
+            (number, only(masked(flags, changes, libc::O_RDONLY)?)?)
+        }
         Call::IsOpen(number) => (number, only(equal(1, SeccompCmpOp::Eq, libc::F_GETFD)?)?),
         Call::Udp(number) => {
             // The bits above are SOCK_NONBLOCK and SOCK_CLOEXEC.

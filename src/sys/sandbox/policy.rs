@@ -2,25 +2,25 @@
 //!
 //! | thread | capabilities | system calls beyond memory, locks, time, read, write and its own end |
 //! |---|---|---|
-//! | control | `CAP_NET_ADMIN`, or none where the MTU is fixed | waiting, UDP sockets, datagrams, answering on the status socket and taking it away |
+//! | control | `CAP_NET_ADMIN`, or none where the MTU is fixed | waiting, UDP sockets, datagrams, answering on the status socket and taking it away, opening files to read them where landlock says which |
 //! | egress loop | none | waiting, `readv` from the interface, sending |
 //! | ingress loop | none | waiting, `writev` to the interface, receiving |
 //! | helper that looks names up | none | all but those that run programs, look into others or reach deep into the kernel |
 //!
-//! No thread of the link can open a file, start a thread, a process or a program, make memory executable, connect a socket
-//! or send a signal to anyone but itself. Each list is what Linux needs for what the code does, with glibc and musl.
+//! No thread of the link can write or make a file, start a thread, a process or a program, make memory executable, connect a
+//! socket or send a signal to anyone but itself. Each list is what Linux needs for what the code does, with glibc and musl.
 
 use caps::Capability;
 use libc::{
     SYS_accept4, SYS_bind, SYS_bpf, SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep, SYS_close, SYS_epoll_ctl,
-    SYS_epoll_pwait, SYS_execve, SYS_execveat, SYS_exit, SYS_exit_group, SYS_fcntl, SYS_futex, SYS_getpid,
+    SYS_epoll_pwait, SYS_execve, SYS_execveat, SYS_exit, SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_futex, SYS_getpid,
     SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_io_uring_enter, SYS_io_uring_register,
     SYS_io_uring_setup, SYS_keyctl, SYS_kill, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap,
-    SYS_nanosleep, SYS_perf_event_open, SYS_pidfd_getfd, SYS_pidfd_send_signal, SYS_ppoll, SYS_process_vm_readv,
-    SYS_process_vm_writev, SYS_ptrace, SYS_read, SYS_readv, SYS_recvfrom, SYS_recvmmsg, SYS_recvmsg,
-    SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity,
+    SYS_nanosleep, SYS_newfstatat, SYS_openat, SYS_perf_event_open, SYS_pidfd_getfd, SYS_pidfd_send_signal, SYS_ppoll,
+    SYS_process_vm_readv, SYS_process_vm_writev, SYS_ptrace, SYS_read, SYS_readv, SYS_recvfrom, SYS_recvmmsg,
+    SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity,
     SYS_sched_yield, SYS_sendmmsg, SYS_sendmsg, SYS_sendto, SYS_set_robust_list, SYS_setns, SYS_setsockopt,
-    SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_tgkill, SYS_timerfd_settime, SYS_unlinkat, SYS_unshare,
+    SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_timerfd_settime, SYS_unlinkat, SYS_unshare,
     SYS_userfaultfd, SYS_wait4, SYS_waitid, SYS_write, SYS_writev, c_long,
 };
 
@@ -31,6 +31,8 @@ pub enum Role {
     Control {
         /// Whether it sets the interface's MTU while the link runs.
         sets_mtu: bool,
+        /// Whether it reads its config again. Only where landlock holds: else it could read whatever its user can.
+        reads: bool,
     },
     /// From the interface to the wire.
     Egress,
@@ -43,7 +45,7 @@ pub enum Role {
 pub(super) fn capabilities(role: Role) -> &'static [Capability] {
     match role {
         // It also takes a later socket's buffers beyond the system's limit, which is not worth keeping it for.
-        Role::Control { sets_mtu: true } => &[Capability::CAP_NET_ADMIN],
+        Role::Control { sets_mtu: true, .. } => &[Capability::CAP_NET_ADMIN],
         _ => &[],
     }
 }
@@ -59,6 +61,8 @@ pub(super) enum Call {
     Udp(c_long),
     /// To the process itself (tgkill(2)).
     Own(c_long),
+    /// To read a file only (openat(2)); the number says which argument has the flags.
+    Read(c_long, u8),
     /// For whether a descriptor is open (fcntl(2)): what the standard library asks before it closes one, in debug builds.
     IsOpen(c_long),
 }
@@ -72,14 +76,15 @@ pub(super) enum Calls {
 }
 
 pub(super) fn calls(role: Role) -> Calls {
-    let link = |own: &[c_long], own_if: Option<Call>| {
+    let link = |own: &[c_long], own_if: &[Call]| {
         let any = COMMON.iter().chain(OLDER).chain(own).copied().map(Call::Any);
-        Calls::Only(any.chain(COMMON_IF).chain(own_if).collect())
+        Calls::Only(any.chain(COMMON_IF).chain(own_if.iter().copied()).collect())
     };
     match role {
-        Role::Control { .. } => link(CONTROL, Some(Call::Udp(SYS_socket))),
-        Role::Egress => link(EGRESS, None),
-        Role::Ingress => link(INGRESS, None),
+        Role::Control { reads: true, .. } => link(&[CONTROL, LOOKING].concat(), &[&CONTROL_IF[..], READING].concat()),
+        Role::Control { .. } => link(CONTROL, &CONTROL_IF),
+        Role::Egress => link(EGRESS, &[]),
+        Role::Ingress => link(INGRESS, &[]),
         Role::Names => Calls::AllBut(DANGEROUS.iter().copied().map(Call::Any).collect()),
     }
 }
@@ -154,6 +159,24 @@ const CONTROL: &[c_long] = &[
     SYS_unlinkat,
     SYS_wait4,
     SYS_waitid,
+];
+
+const CONTROL_IF: [Call; 1] = [Call::Udp(SYS_socket)];
+
+/// To read the config again: what a file is …
+const LOOKING: &[c_long] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    SYS_fstat,
+    SYS_newfstatat,
+    SYS_statx,
+];
+
+/// … and what is in it.
+const READING: &[Call] = &[
+    #[cfg(target_arch = "x86_64")]
+    Call::Read(libc::SYS_open, 1),
+    Call::Read(SYS_openat, 2),
 ];
 
 /// getaddrinfo(3) does what the machine's name services are made of, so there is no list of what it needs.
