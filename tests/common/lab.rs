@@ -107,11 +107,12 @@ impl Lab {
         self.right.ping(self.left.outer[1]);
     }
 
-    /// Starts both ends and waits until a ping comes through.
+    /// Starts both ends and waits until a ping comes through and both say Up: a ping needs a session, and that is there earlier.
     pub fn up(&self) -> (End<'_>, End<'_>) {
-        let ends = (self.left.start(), self.right.start());
+        let (left, right) = (self.left.start(), self.right.start());
         self.right.ping(self.left.inner[0]);
-        ends
+        [&left, &right].into_iter().for_each(|end| end.wait_for_state("up"));
+        (left, right)
     }
 }
 
