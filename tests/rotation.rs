@@ -348,6 +348,20 @@ fn a_preshared_key_is_changed_in_three_steps_and_nothing_is_lost() {
 }
 
 #[test]
+fn who_waits_for_the_other_to_prefer_the_new_preshared_key_asks_now_and_then() {
+    let mut world = busy(|setups| setups.iter_mut().for_each(|setup| setup.psks = vec![[5; 32]]));
+    preshared(&mut world, B, &[5, 6]);
+    preshared(&mut world, A, &[6, 5]);
+    let asked = |world: &World| world.logged(A, Kind::Init).len();
+    let (before, epoch) = (asked(&world), world.status(A).session.unwrap().epoch);
+    world.run(secs(100));
+    // A Response under the old key is not taken, so each attempt sends its Init five times.
+    assert!((5..=4 * 5).contains(&(asked(&world) - before)), "{} Inits", asked(&world) - before);
+    assert_eq!(world.status(A).session.unwrap().epoch, epoch, "a session that nobody needs");
+    unbroken(&mut world);
+}
+
+#[test]
 fn with_preshared_keys_at_any_step_the_ends_find_each_other() {
     let steps: [(usize, &[u8]); 5] = [(B, &[5, 6]), (A, &[6, 5]), (B, &[6, 5]), (A, &[6]), (B, &[6])];
     for set in kinds() {
