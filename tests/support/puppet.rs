@@ -79,7 +79,15 @@ impl Puppet {
     }
 
     fn payload(&self, epoch: u32) -> Payload {
-        Payload { index: 0xabcd + self.knocks as u32, epoch, ciphers: 3, flags: 0, lanes: 1, verdict: Verdict::Fine, interval_ms: 1_000 }
+        Payload {
+            index: 0xabcd + self.knocks as u32,
+            epoch,
+            ciphers: 3,
+            flags: 0,
+            lanes: 1,
+            verdict: Verdict::Fine,
+            interval_ms: 1_000,
+        }
     }
 
     /// Opens a session at `end` without confirming it. None where Knock or Init got no answer that can be read.

@@ -2,7 +2,10 @@
 
 use super::{
     Story,
-    support::{Flight, scenes::{open_keys, stranger}},
+    support::{
+        Flight,
+        scenes::{open_keys, stranger},
+    },
 };
 use tieline::protocol::{Input, Notice, Path, Small, constants::CONTROL_LANE};
 
