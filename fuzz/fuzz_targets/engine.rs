@@ -145,7 +145,7 @@ fn setups(input: &mut Bytes) -> [EndSetup; 2] {
         setup.params.aes = end == B || !bit(wishes, 4);
         setup.params.chacha = end == A || !bit(wishes, 8);
         // 1: a preshared key, 2: … that differs. 4: A has no address for B.
-        setup.psk = bit(keys, 1).then(|| [7 + (bit(keys, 2) && end == B) as u8; 32]);
+        setup.psks = bit(keys, 1).then(|| [7 + (bit(keys, 2) && end == B) as u8; 32]).into_iter().collect();
         setup.knows_peer = end == B || !bit(keys, 4);
         // 1, 2: the interval. 4: sessions are rekeyed soon. 8: drivers are late.
         setup.params.interval = ms([[1_000; 2], [50; 2], [200, 5_000], [60_000, 1_000]][times % 4][end]);

@@ -117,8 +117,10 @@ impl World {
                 e.sockets.retain(|other, _| other == id || listens && *other == SocketId(0));
             }
             Event::Session { post_quantum, epoch, .. } => {
-                let keys = self.status(end).session.expect("the session that came into use").keys;
-                self.ends[end].process().watch.session(*epoch, keys);
+                // It is gone again where a Goodbye was the first thing said under it.
+                if let Some(session) = self.status(end).session {
+                    self.ends[end].process().watch.session(*epoch, session.keys);
+                }
                 let hybrid = self.ends.iter().any(|end| end.setup.params.post_quantum);
                 assert!(*post_quantum || !hybrid, "a session came into use that is not hybrid");
             }

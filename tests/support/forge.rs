@@ -67,7 +67,7 @@ fn answers_only(world: &mut World, end: usize, copy: &Flight, forgery: Forgery) 
             Output::Ingress(_) | Output::Event(Event::CryptoFailed) => assert!(fresh, "a copy of {kind:?} was taken"),
             // The attempt goes on: one who has K of the direction could have made that Response.
             Output::Event(Event::PresharedKeysDiffer) => {
-                let [a, b] = [0, 1].map(|end| world.ends[end].setup.psk);
+                let [a, b] = [0, 1].map(|end| world.ends[end].setup.psks.clone());
                 assert!(kind == Some(Kind::Response) && a != b, "a copy of {kind:?} was news: PresharedKeysDiffer");
             }
             Output::Egress(_) => panic!("a copy of {kind:?} spoke to the egress loop"),
