@@ -18,13 +18,12 @@ use std::{
     time::Duration,
 };
 use support::{
+    forge::{Forgery, inject},
     trace::{Lines, fingerprint},
     world::Network,
     *,
 };
-use tieline::protocol::{
-    Event, Input, Notice, Output, Path, Received, Small, constants::*, control::State, link::RekeyTimes, wire::Kind,
-};
+use tieline::protocol::{Event, constants::*, control::State, link::RekeyTimes};
 
 /// Worlds in an ordinary `cargo test`.
 const SEEDS: u64 = 5_000;
@@ -390,17 +389,6 @@ static LOSSY_LATE: AtomicU64 = AtomicU64::new(0);
 /// How near to the bound the slowest recovery came, in percent.
 static SLOWEST: AtomicU64 = AtomicU64::new(0);
 
-/// What one who holds no key can send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Forgery {
-    /// Nothing an end ever sent: junk, with or without a header that was, a damaged copy, or a copy for the other end.
-    Junk,
-    /// What the end got before.
-    Copy,
-    /// What was sent to it when another process of it ran.
-    Old,
-}
-
 /// Sends `end` something from one who holds no key. None of it may change what the end says of itself; it counts as
 /// dropped, or it draws one Challenge or one cached Response.
 fn forge(world: &mut World, end: usize) {
@@ -466,76 +454,6 @@ fn draw_forgery(world: &mut World, end: usize) -> Option<(Flight, Forgery)> {
             (flight.sender != end && came).then_some((flight, Forgery::Copy))
         }
     }
-}
-
-fn inject(world: &mut World, end: usize, mut flight: Flight, forgery: Forgery) {
-    let time = world.ends[end].time(world.now);
-    let Some((&socket, _)) = world.ends[end].sockets.iter().next() else { return };
-    let path = Path { socket, local: Some(world.ends[end].local), peer: flight.from };
-    let before = (seen(world, end), world.ends[end].drops());
-    let process = world.ends[end].process();
-    process.watch.received(flight.from, flight.bytes.len());
-    let whole = flight.bytes.clone();
-    let received = process.receiver.receive(time, path, &mut flight.bytes);
-    match received {
-        Received::Nothing => assert_ne!(world.ends[end].drops(), before.1, "dropped without being counted"),
-        Received::Cold if forgery != Forgery::Junk => {
-            let input = Input::Cold { path, datagram: Small::new(&whole) };
-            flight.bytes = whole;
-            process.watch.handles(false);
-            process.link.handle_input(time, input);
-            answers_only(world, end, &flight, forgery);
-        }
-        other => panic!("a forged datagram was taken: {other:?}"),
-    }
-    while let Some(notice) = world.ends[end].process().receiver.poll_notice() {
-        let input = Input::Notice(notice);
-        assert!(matches!(notice, Notice::Stranger { .. }), "a forged datagram is news: {notice:?}");
-        world.ends[end].process().link.handle_input(time, input);
-        world.carry_out(end);
-    }
-    if world.ends[end].running() {
-        assert_eq!(seen(world, end), before.0, "a forged datagram changed the link");
-    }
-}
-
-/// Carries out what the engine says to a copied cold-open datagram, which is not much.
-fn answers_only(world: &mut World, end: usize, copy: &Flight, forgery: Forgery) {
-    let kind = copy.kind();
-    let cached = (kind == Some(Kind::Init)).then(|| response_to(world, end, copy)).flatten();
-    // An Init that had come too soon after another may be taken the second time.
-    let fresh = kind == Some(Kind::Init) && forgery == Forgery::Copy && cached.is_none();
-    let (mut outputs, mut answers) = (Vec::new(), 0);
-    while let Some(output) = world.ends[end].process().link.poll_output() {
-        match &output {
-            Output::Send(transmit) => {
-                assert_eq!(transmit.path.peer, copy.from);
-                let answer = Kind::of(&transmit.datagram);
-                let challenge = (kind, answer) == (Some(Kind::Knock), Some(Kind::Challenge));
-                let response = fresh && answer == Some(Kind::Response) || cached.as_ref() == Some(&transmit.datagram);
-                assert!(challenge || response, "a copy of {kind:?} drew {answer:?}");
-                answers += 1;
-                assert_eq!(answers, 1, "a copy of {kind:?} drew more than one answer");
-            }
-            Output::Ingress(_) | Output::Event(Event::CryptoFailed) => assert!(fresh, "a copy of {kind:?} was taken"),
-            Output::Egress(_) => panic!("a copy of {kind:?} spoke to the egress loop"),
-            Output::Event(event) => panic!("a copy of {kind:?} was news: {event:?}"),
-        }
-        outputs.push(output);
-    }
-    world.carry_out_these(end, outputs);
-}
-
-/// What the end's present process answered to this Init.
-fn response_to(world: &World, end: usize, init: &Flight) -> Option<Vec<u8>> {
-    let mut sent = world.log.iter().flatten().skip(world.ends[end].born).filter(|f| f.sender == end);
-    sent.find(|f| f.kind() == Some(Kind::Response) && f.bytes[4..20] == init.bytes[4..20]).map(|f| f.bytes.clone())
-}
-
-/// What an end says of itself, in words that compare.
-fn seen(world: &World, end: usize) -> String {
-    let status = world.status(end);
-    format!("{:?} {:?} {:?} {:?}", status.state, status.since, status.session, status.path)
 }
 
 // --- the tests ------------------------------------------------------------------------------------------------

@@ -1,11 +1,28 @@
-//! Any text as each kind of key: a key that is read is written back as the one spelling it has, and no error or masked text
-//! has a secret in it.
+//! Any text as each kind of key, as it is and with the checksum made right: a key that is read is written back as the one
+//! spelling it has, and no error or masked text has a secret in it.
 #![no_main]
 
+use bech32::{Bech32m, Fe32, Hrp, primitives::iter::Fe32IterExt};
 use libfuzzer_sys::fuzz_target;
 use tieline::keys::{KeyError, PresharedKey, PublicKey, SecretKey, mask_secrets};
 
 fuzz_target!(|text: &str| {
+    check(text);
+    if let Some(mended) = mend(text) {
+        check(&mended);
+    }
+});
+
+/// The text with the checksum its last six characters should be, in lower case.
+fn mend(text: &str) -> Option<String> {
+    let (prefix, data) = text.trim().split_once('1')?;
+    let hrp = Hrp::parse(&prefix.to_lowercase()).ok()?;
+    let values = data.chars().map(Fe32::from_char).collect::<Result<Vec<_>, _>>().ok()?;
+    let values = values.split_last_chunk::<6>()?.0;
+    Some(values.iter().copied().with_checksum::<Bech32m>(&hrp).chars().collect())
+}
+
+fn check(text: &str) {
     let public = text.parse::<PublicKey>().map(|key| key.to_string());
     let secret = SecretKey::parse(text).map(|key| key.encode().to_string());
     let preshared = PresharedKey::parse(text).map(|key| key.encode().to_string());
@@ -21,7 +38,7 @@ fuzz_target!(|text: &str| {
     assert_eq!(mask_secrets(&masked), masked, "nothing is left to be masked");
     let is_secret = |word: &str| SecretKey::parse(word).is_ok() || PresharedKey::parse(word).is_ok();
     assert!(!masked.split(|c: char| !c.is_ascii_alphanumeric()).any(is_secret));
-});
+}
 
 fn check_error(error: &KeyError) {
     assert!(!error.to_string().is_empty() && !error.help().is_empty());

@@ -191,7 +191,7 @@ impl LaneOpener {
 /// The opening half of a session: all its lanes, owned by one ingress loop.
 pub struct Opening {
     /// The index the peer writes into the header.
-    pub(super) index: u32,
+    pub index: u32,
     /// The flags agreed to.
     flags: u8,
     lanes: Vec<LaneOpener>,

@@ -61,8 +61,8 @@ impl World {
     fn ingress(&mut self, end: usize, update: IngressUpdate) {
         let process = self.ends[end].process();
         match &update {
-            IngressUpdate::Install(_) => process.watch.installed(),
-            IngressUpdate::Remove(_) => process.watch.removed(),
+            IngressUpdate::Install(opening) => process.watch.installed(opening.index),
+            IngressUpdate::Remove(index) => process.watch.removed(*index),
             IngressUpdate::Current { .. } | IngressUpdate::Keys(_) => {}
         }
         process.receiver.apply(update);
@@ -117,8 +117,10 @@ impl World {
                 e.sockets.retain(|other, _| other == id || listens && *other == SocketId(0));
             }
             Event::Session { post_quantum, epoch, .. } => {
-                let keys = self.status(end).session.expect("the session that came into use").keys;
-                self.ends[end].process().watch.session(*epoch, keys);
+                // It is gone again where a Goodbye was the first thing said under it.
+                if let Some(session) = self.status(end).session {
+                    self.ends[end].process().watch.session(*epoch, session.keys);
+                }
                 let hybrid = self.ends.iter().any(|end| end.setup.params.post_quantum);
                 assert!(*post_quantum || !hybrid, "a session came into use that is not hybrid");
             }
@@ -190,23 +192,28 @@ impl World {
             Received::Nothing => None,
         };
         if let Some(input) = input {
-            let begins = match &input {
-                Input::Cold { datagram, .. } => datagram[0] == Kind::Response as u8,
-                Input::Control { message, .. } => message.first() == Some(&2), // RekeyResp
-                Input::Notice(_) => false,
-            };
-            self.ends[end].process().watch.handles(begins);
-            self.ends[end].process().link.handle_input(time, input);
-            self.carry_out(end);
+            self.hand_over(end, input);
         }
         while let Some(process) = &mut self.ends[end].process
             && let Some(notice) = process.receiver.poll_notice()
         {
             if !self.dice.chance(self.notice_loss) {
-                self.ends[end].process().watch.handles(false);
-                self.ends[end].process().link.handle_input(time, Input::Notice(notice));
-                self.carry_out(end);
+                self.hand_over(end, Input::Notice(notice));
             }
         }
+    }
+
+    /// The engine takes something out of its mailbox.
+    pub fn hand_over(&mut self, end: usize, input: Input) {
+        let time = self.ends[end].time(self.now);
+        let begins = match &input {
+            Input::Cold { datagram, .. } => datagram[0] == Kind::Response as u8,
+            Input::Control { message, .. } => message.first() == Some(&2), // RekeyResp
+            Input::Notice(_) => false,
+        };
+        let process = self.ends[end].process();
+        process.watch.handles(begins);
+        process.link.handle_input(time, input);
+        self.carry_out(end);
     }
 }

@@ -8,6 +8,7 @@
 mod driver;
 pub mod end;
 pub mod entropy;
+pub mod forge;
 pub mod puppet;
 pub mod scenes;
 pub mod trace;

@@ -1,6 +1,6 @@
 //! An end played by hand, out of the protocol's parts: it has the keys of a real end, and none of its manners.
 
-use super::{SeededEntropy, World, end::EndSetup};
+use super::{Flight, SeededEntropy, World, end::EndSetup};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use std::net::SocketAddr;
 use tieline::{
@@ -18,6 +18,7 @@ use tieline::{
 pub struct Puppet {
     keys: OpenKeys,
     statics: Statics,
+    psk: [u8; 32],
     entropy: SeededEntropy,
     address: SocketAddr,
     knocks: u64,
@@ -70,29 +71,38 @@ impl Puppet {
         Puppet {
             keys: OpenKeys::derive(&secret, &secret.public().expect("a key"), &peer).expect("keys"),
             statics: Statics::new(&secret, peer),
+            psk: setup.psks.first().copied().unwrap_or_default(),
             entropy: SeededEntropy::new(4711),
             address,
             knocks: 0,
         }
     }
 
-    fn payload(epoch: u32) -> Payload {
-        Payload { index: 0xabcd, epoch, ciphers: 3, flags: 0, lanes: 1, verdict: Verdict::Fine, interval_ms: 1_000 }
+    fn payload(&self, epoch: u32) -> Payload {
+        Payload {
+            index: 0xabcd + self.knocks as u32,
+            epoch,
+            ciphers: 3,
+            flags: 0,
+            lanes: 1,
+            verdict: Verdict::Fine,
+            interval_ms: 1_000,
+        }
     }
 
-    /// Opens a session at `end` without confirming it. None where the Init got no answer.
+    /// Opens a session at `end` without confirming it. None where Knock or Init got no answer that can be read.
     pub fn open(&mut self, world: &mut World, end: usize, epoch: u32) -> Option<Held> {
         self.knocks += 1;
         let mut nonce = [1; 16];
         nonce[..8].copy_from_slice(&self.knocks.to_be_bytes());
         let answers = world.give(end, self.address, &wire::knock(&nonce, &self.keys.sending));
-        let token: Token = answers[0].bytes[20..44].try_into().expect("a token");
-        let own = Puppet::payload(epoch);
+        let token: Token = of_kind(&answers, Kind::Challenge)?[20..44].try_into().expect("a token");
+        let own = self.payload(epoch);
         let mut handshake =
-            self.statics.initiate(&prologue(&nonce, &token), &[0; 32], &mut self.entropy).expect("a handshake");
+            self.statics.initiate(&prologue(&nonce, &token), &self.psk, &mut self.entropy).expect("a handshake");
         let noise = handshake.write(&own.encode()).expect("message 1");
         let answers = world.give(end, self.address, &wire::init(&nonce, &token, &noise, &self.keys.sending));
-        let message = handshake.read(&answers.first()?.bytes[20..84]).expect("message 2");
+        let message = handshake.read(&of_kind(&answers, Kind::Response)?[20..84]).ok()?;
         Some(Held::new(handshake, &own, Payload::parse(&message).expect("a payload"), true))
     }
 
@@ -113,14 +123,19 @@ impl Puppet {
         let nonce: [u8; 16] = knock.bytes[4..20].try_into().expect("a nonce");
         let token: Token = [7; 24];
         let answers = world.give(end, knock.to, &wire::challenge(&nonce, &token, &self.keys.sending));
-        let own = Payload { ciphers: Cipher::Aes256Gcm as u8, ..Puppet::payload(epoch) };
+        let own = Payload { ciphers: Cipher::Aes256Gcm as u8, ..self.payload(epoch) };
         let mut handshake =
-            self.statics.respond(&prologue(&nonce, &token), &[0; 32], &mut self.entropy).expect("a handshake");
+            self.statics.respond(&prologue(&nonce, &token), &self.psk, &mut self.entropy).expect("a handshake");
         let message = handshake.read(&answers[0].bytes[44..108]).expect("message 1");
         let noise = handshake.write(&own.encode()).expect("message 2");
         world.give(end, knock.to, &wire::response(&nonce, &noise, &self.keys.sending));
         Held::new(handshake, &own, Payload::parse(&message).expect("a payload"), false)
     }
+}
+
+/// The first of these datagrams that is of this kind.
+fn of_kind(flights: &[Flight], kind: Kind) -> Option<&[u8]> {
+    flights.iter().find(|flight| flight.kind() == Some(kind)).map(|flight| &flight.bytes[..])
 }
 
 fn prologue(nonce: &[u8; 16], token: &Token) -> Vec<u8> {

@@ -39,7 +39,7 @@ pub struct ProcessWatch {
     /// That of `cur`.
     rank: Option<Rank>,
     /// Sessions the ingress loop was given and not yet told to forget.
-    held: usize,
+    held: BTreeSet<u32>,
     sealed: HashSet<Name>,
     opened: HashSet<Name>,
     /// Addresses that proved they read what is sent to them, or that config names.
@@ -65,7 +65,7 @@ impl ProcessWatch {
         ProcessWatch {
             begins: false,
             rank: None,
-            held: 0,
+            held: BTreeSet::new(),
             sealed: HashSet::new(),
             opened: HashSet::new(),
             proven: BTreeSet::new(),
@@ -103,18 +103,23 @@ impl ProcessWatch {
     }
 
     /// The ingress loop was given a session.
-    pub fn installed(&mut self) {
-        self.held += 1;
+    pub fn installed(&mut self, index: u32) {
+        assert!(self.held.insert(index), "two sessions have the index {index:08x}");
     }
 
     /// It was told to forget one.
-    pub fn removed(&mut self) {
-        self.held = self.held.checked_sub(1).expect("a session that was installed");
+    pub fn removed(&mut self, index: u32) {
+        assert!(self.held.remove(&index), "the session {index:08x} is removed that was not there");
+    }
+
+    /// The indices of the sessions the ingress loop has.
+    pub fn held(&self) -> &BTreeSet<u32> {
+        &self.held
     }
 
     /// Everything the engine had to say of one event was carried out.
     pub fn settled(&mut self, outputs: usize) {
-        assert!(self.held <= Self::SESSIONS, "{} sessions are held", self.held);
+        assert!(self.held.len() <= Self::SESSIONS, "{} sessions are held", self.held.len());
         assert!(outputs <= Self::OUTPUTS, "{outputs} outputs of one event");
     }
 

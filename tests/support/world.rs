@@ -428,7 +428,8 @@ impl World {
         self.at(self.now + delay, Happening::Arrive(flight));
     }
 
-    fn arrive(&mut self, flight: Flight) {
+    /// The datagram reaches whoever has its address now, if anyone does.
+    pub fn arrive(&mut self, flight: Flight) {
         let place = (0..2).find_map(|end| {
             let socket = self.ends[end].sockets.iter().find(|(_, address)| **address == flight.to)?;
             Some((end, *socket.0))
