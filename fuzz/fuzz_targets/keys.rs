@@ -13,7 +13,7 @@ fuzz_target!(|text: &str| {
     assert!(kinds.iter().filter(|kind| kind.is_ok()).count() <= 1, "no text is two kinds of key");
     for kind in kinds {
         match kind {
-            Ok(again) => assert!(again.eq_ignore_ascii_case(text.trim())),
+            Ok(again) => check_key(&again, text),
             Err(error) => check_error(&error),
         }
     }
@@ -22,6 +22,15 @@ fuzz_target!(|text: &str| {
     let is_secret = |word: &str| SecretKey::parse(word).is_ok() || PresharedKey::parse(word).is_ok();
     assert!(!masked.split(|c: char| !c.is_ascii_alphanumeric()).any(is_secret));
 });
+
+/// A key has one spelling, in one case; of a secret one no more is shown than what kind it is.
+fn check_key(again: &str, text: &str) {
+    let (text, masked) = (text.trim(), mask_secrets(text));
+    assert!(again.eq_ignore_ascii_case(text));
+    assert!(text == text.to_ascii_lowercase() || text == text.to_ascii_uppercase());
+    let (kind, rest) = masked.trim().split_once('1').expect("what kind of key it is");
+    assert!(rest.chars().all(|c| c == '*') != kind.eq_ignore_ascii_case("tlpub"));
+}
 
 fn check_error(error: &KeyError) {
     assert!(!error.to_string().is_empty() && !error.help().is_empty());
