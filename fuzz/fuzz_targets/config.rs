@@ -1,5 +1,6 @@
 //! Any text as a config beside the examples: what passes is in range, and what is said of what does not could be printed
-//! anywhere.
+//! anywhere. Text that begins with an empty line stands behind a config that is whole, so that it takes few bytes to change
+//! a value and nothing else.
 #![no_main]
 
 use std::path::Path;
@@ -12,7 +13,19 @@ use tieline::keys::{PresharedKey, SecretKey};
 /// The key files that the examples name are found from there.
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/hq.toml");
 
+/// What is missing in it has a default.
+const WHOLE: &str = r#"
+[local]
+private_key = "../keys/hq.key"
+[peer]
+public_key = "tlpub1v94maarg2m464rz2ympxnux74yapf7539t06a8ljwuyhzz4r4geqxgw8ta"
+[link]
+interface = "tl0"
+address = ["10.99.0.1/30"]
+"#;
+
 fuzz_target!(|text: &str| {
+    let text = if text.starts_with('\n') { &[WHOLE, text].concat() } else { text };
     match Config::from_text(Path::new(PATH), text) {
         Ok((config, warnings)) => {
             check(&config);

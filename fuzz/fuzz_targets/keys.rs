@@ -30,7 +30,7 @@ fn check(text: &str) {
     assert!(kinds.iter().filter(|kind| kind.is_ok()).count() <= 1, "no text is two kinds of key");
     for kind in kinds {
         match kind {
-            Ok(again) => assert!(again.eq_ignore_ascii_case(text.trim())),
+            Ok(again) => check_key(&again, text),
             Err(error) => check_error(&error),
         }
     }
@@ -38,6 +38,15 @@ fn check(text: &str) {
     assert_eq!(mask_secrets(&masked), masked, "nothing is left to be masked");
     let is_secret = |word: &str| SecretKey::parse(word).is_ok() || PresharedKey::parse(word).is_ok();
     assert!(!masked.split(|c: char| !c.is_ascii_alphanumeric()).any(is_secret));
+}
+
+/// A key has one spelling, in one case; of a secret one no more is shown than what kind it is.
+fn check_key(again: &str, text: &str) {
+    let (text, masked) = (text.trim(), mask_secrets(text));
+    assert!(again.eq_ignore_ascii_case(text));
+    assert!(text == text.to_ascii_lowercase() || text == text.to_ascii_uppercase());
+    let (kind, rest) = masked.trim().split_once('1').expect("what kind of key it is");
+    assert!(rest.chars().all(|c| c == '*') != kind.eq_ignore_ascii_case("tlpub"));
 }
 
 fn check_error(error: &KeyError) {

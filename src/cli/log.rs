@@ -6,10 +6,12 @@ use std::io::{self, IsTerminal};
 
 use clap::{Args, ValueEnum};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::Failure;
 
@@ -50,21 +52,25 @@ pub(super) fn init(args: &LogArgs) -> Result<(), Failure> {
         (None, Err(env::VarError::NotUnicode(_))) => return Err(bad_filter("TIELINE_LOG", "it is not UTF-8")),
         (None, _) => filter("", "info")?,
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let logs = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     // A second call in one process keeps the first one's settings.
     let _ = match args.log_format {
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init(),
-        LogFormat::Human if stderr_is_the_journal() => builder.event_format(Journal).try_init(),
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            logs.with(lines).try_init()
+        }
+        LogFormat::Human if stderr_is_the_journal() => logs.with(lines.event_format(Journal)).try_init(),
         LogFormat::Human => {
             let colours = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            builder.with_ansi(colours).with_target(false).try_init()
+            logs.with(lines.with_ansi(colours).with_target(false)).try_init()
         }
     };
     Ok(())
 }
 
 /// A bare level is for tieline; the libraries below it then speak up only to warn.
-fn filter(from: &str, text: &str) -> Result<EnvFilter, Failure> {
+fn filter(from: &str, text: &str) -> Result<Targets, Failure> {
     let text = text.trim();
     let level = text.to_ascii_lowercase();
     let directives = match level.as_str() {
@@ -73,7 +79,7 @@ fn filter(from: &str, text: &str) -> Result<EnvFilter, Failure> {
         _ if !text.contains('=') => return Err(bad_filter(from, &format!("`{text}` is not a level"))),
         _ => text.to_owned(),
     };
-    EnvFilter::try_new(directives).map_err(|error| bad_filter(from, &error.to_string()))
+    directives.parse().map_err(|error: ParseError| bad_filter(from, &error.to_string()))
 }
 
 fn bad_filter(from: &str, why: &str) -> Failure {
