@@ -208,10 +208,16 @@ impl Slots {
     pub fn establish(&mut self, now: Time, mut session: Session) -> Placed {
         session.established = now;
         self.high = self.high.max(session.rank.epoch);
-        let placed = match session.kind {
+        let mut placed = match session.kind {
             Kind::Boot => self.establish_boot(session),
             Kind::Data => self.establish_data(session),
         };
+        // Confirmed so late that the time for what came before `cur` is over.
+        if placed == Placed::Previous && self.prev_end().is_some_and(|end| end <= now) {
+            let late = self.prev.take();
+            self.wipe(late);
+            placed = Placed::Unused;
+        }
         self.orphan(now);
         placed
     }

@@ -256,7 +256,7 @@ impl Story<'_> {
         let mut bytes = self.input.take(length).to_vec();
         let from = self.address();
         let log = self.world.log.iter().flatten();
-        let header = log.filter(|f| f.sender != end && !f.cold()).map(|f| f.bytes[..8].to_vec()).last();
+        let header = log.filter(|f| f.sender != end && !f.cold()).map(|f| f.bytes[..8].to_vec()).next_back();
         if length % 2 == 1 {
             bytes.splice(0..0, header.unwrap_or_default());
         }
