@@ -64,7 +64,7 @@ impl Paths {
                 candidate_answered: false,
                 sent: 0,
                 next: now,
-                spacing: PATH_CHECK_SPACING.max(rtt.unwrap_or_default()),
+                spacing: rtt.unwrap_or_default().clamp(PATH_CHECK_SPACING, PATH_CHECK_SPACING_MAX),
             });
         }
     }

@@ -142,6 +142,8 @@ pub struct Slots {
     pub high: u32,
     /// Indices of sessions wiped since last asked.
     wiped: Vec<u32>,
+    /// When a datagram was last opened under any session that is gone: the peer was heard, whatever became of that.
+    heard_before: Option<Time>,
 }
 
 impl Slots {
@@ -178,8 +180,11 @@ impl Slots {
         std::mem::take(&mut self.wiped)
     }
 
-    fn wipe(&mut self, session: Option<Session>) {
-        self.wiped.extend(session.map(|s| s.index));
+    fn wipe(&mut self, sessions: impl IntoIterator<Item = Session>) {
+        for session in sessions {
+            self.heard_before = self.heard_before.max(session.levels.heard());
+            self.wiped.push(session.index);
+        }
     }
 
     /// Holds an unconfirmed session: one a parent, the cold one replacing the last, and the lowest goes when there are
@@ -187,14 +192,14 @@ impl Slots {
     pub fn answer(&mut self, session: Session) {
         if let Some(at) = self.answered.iter().position(|s| s.parent == session.parent) {
             let old = self.answered.swap_remove(at);
-            self.wipe(Some(old));
+            self.wipe([old]);
         }
         self.answered.push(session);
         if self.answered.len() > MAX_ANSWERED
             && let Some(at) = (0..self.answered.len()).min_by_key(|i| self.answered[*i].rank)
         {
             let lowest = self.answered.swap_remove(at);
-            self.wipe(Some(lowest));
+            self.wipe([lowest]);
         }
     }
 
@@ -225,7 +230,7 @@ impl Slots {
     fn establish_boot(&mut self, session: Session) -> Placed {
         let highest = [&self.boot, &self.cur].into_iter().flatten().map(|s| s.rank).max();
         if highest.is_some_and(|rank| rank >= session.rank) {
-            self.wipe(Some(session));
+            self.wipe([session]);
             return Placed::Unused;
         }
         let old = self.boot.replace(session);
@@ -251,7 +256,7 @@ impl Slots {
             self.wipe(old);
             Placed::Previous
         } else {
-            self.wipe(Some(session));
+            self.wipe([session]);
             Placed::Unused
         }
     }
@@ -273,13 +278,10 @@ impl Slots {
 
     /// Wipes every session that does not pass: the keys it was made with count no longer.
     pub fn retain(&mut self, now: Time, keep: impl Fn(&Session) -> bool) {
-        for slot in [&mut self.boot, &mut self.cur, &mut self.prev] {
-            if let Some(session) = slot.take_if(|s| !keep(s)) {
-                self.wiped.push(session.index);
-            }
-        }
-        let gone: Vec<Session> = self.answered.extract_if(.., |s| !keep(s)).collect();
-        self.wiped.extend(gone.iter().map(|s| s.index));
+        let slots = [&mut self.boot, &mut self.cur, &mut self.prev];
+        let mut gone: Vec<Session> = slots.into_iter().filter_map(|slot| slot.take_if(|s| !keep(s))).collect();
+        gone.extend(self.answered.extract_if(.., |s| !keep(s)));
+        self.wipe(gone);
         self.orphan(now);
     }
 
@@ -301,13 +303,10 @@ impl Slots {
     pub fn expire(&mut self, now: Time) -> bool {
         let due = |end: Option<Time>| end.is_some_and(|end| end <= now);
         let (boot, cur, prev) = (due(self.boot_end()), due(self.cur_end()), due(self.prev_end()));
-        for (is_due, slot) in [(boot, &mut self.boot), (cur, &mut self.cur), (prev, &mut self.prev)] {
-            if is_due && let Some(session) = slot.take() {
-                self.wiped.push(session.index);
-            }
-        }
-        let late: Vec<Session> = self.answered.extract_if(.., |s| due(s.unconfirmed_until())).collect();
-        self.wiped.extend(late.iter().map(|s| s.index));
+        let slots = [(boot, &mut self.boot), (cur, &mut self.cur), (prev, &mut self.prev)];
+        let mut late: Vec<Session> = slots.into_iter().filter_map(|(due, slot)| slot.take_if(|_| due)).collect();
+        late.extend(self.answered.extract_if(.., |s| due(s.unconfirmed_until())));
+        self.wipe(late);
         self.orphan(now);
         boot
     }
@@ -318,8 +317,9 @@ impl Slots {
         [self.boot_end(), self.cur_end(), self.prev_end()].into_iter().flatten().chain(unconfirmed).min()
     }
 
-    /// When a datagram was last opened under `cur` or `prev`.
+    /// When a datagram was last opened under `cur`, `prev` or what was there before.
     pub fn heard(&self) -> Option<Time> {
-        [&self.cur, &self.prev].into_iter().flatten().filter_map(|s| s.levels.heard()).max()
+        let held = [&self.cur, &self.prev].into_iter().flatten().filter_map(|s| s.levels.heard()).max();
+        held.max(self.heard_before)
     }
 }

@@ -169,6 +169,11 @@ impl ProcessWatch {
         }
     }
 
+    /// The end's clock leapt, by which it spaces its path checks.
+    pub fn leapt(&mut self) {
+        self.checked.clear();
+    }
+
     /// A transport datagram was opened.
     pub fn opened(&mut self, datagram: &[u8]) {
         if let Some(name) = name(datagram) {

@@ -277,6 +277,9 @@ impl World {
         let e = &mut self.ends[end];
         e.setup.boot += by.as_nanos() as u64;
         e.wakes = e.timer.map(|timer| e.world_time(timer).max(now).max(e.asleep_until));
+        if let Some(process) = &mut e.process {
+            process.watch.leapt();
+        }
     }
 
     /// Both ends learn the peer's address of now, where they have its name.

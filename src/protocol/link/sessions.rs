@@ -229,7 +229,7 @@ impl Link {
     }
 
     fn start_rekey(&mut self, now: Time, parent: u32) {
-        let spacing = REKEY_RESEND_MIN.max(self.measure.rtt().unwrap_or_default() * 2);
+        let spacing = (self.measure.rtt().unwrap_or_default() * 2).clamp(REKEY_RESEND_MIN, REKEY_RESEND_MAX);
         match self.make_exchange(now, parent, spacing) {
             Ok(exchange) => {
                 if let Some(parent) = self.slots.parent_mut(parent) {
