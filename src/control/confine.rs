@@ -8,12 +8,13 @@
 
 use super::RunError;
 use super::names::{Helper, Lookup};
-use super::{reload, status};
+use super::reload::{self, Reads};
+use super::status;
 use crate::config::{Config, Endpoint, LocalConfig, Mtu};
 use crate::dataplane::Loop;
 use crate::sys::sandbox::{self, Reach, Role, User};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -30,8 +31,7 @@ pub struct Sandbox {
 pub(super) struct Closed {
     /// What holds; `None` if nothing was asked for.
     pub(super) state: Option<status::Sandbox>,
-    /// The folders within which files can still be read; `None` if any can.
-    pub(super) reads: Option<Vec<PathBuf>>,
+    pub(super) reads: Reads,
 }
 
 /// The confinement while it closes.
@@ -39,8 +39,7 @@ pub(super) struct Confinement {
     sandbox: Option<Sandbox>,
     user: Option<User>,
     state: status::Sandbox,
-    /// The folders it reads its config from again.
-    reads: Vec<PathBuf>,
+    reads: Reads,
     /// What came of the loops' own.
     loops: Option<mpsc::Receiver<io::Result<()>>>,
 }
@@ -48,7 +47,7 @@ pub(super) struct Confinement {
 impl Confinement {
     /// Finds the user that config names.
     pub(super) fn prepare(sandbox: Option<Sandbox>, config: &LocalConfig) -> Result<Confinement, RunError> {
-        let (state, reads) = (status::Sandbox::default(), Vec::new());
+        let (state, reads) = (status::Sandbox::default(), Reads::Everything);
         let mut confinement = Confinement { sandbox, user: None, state, reads, loops: None };
         match (&config.user, sandbox) {
             (Some(name), Some(_)) => {
@@ -98,7 +97,11 @@ impl Confinement {
             Ok(None) => held("landlock", Err(io::Error::other("this kernel has none, or it is not switched on"))),
             other => held("landlock", other).flatten(),
         };
-        self.reads = if self.state.landlock.is_some() { folders } else { Vec::new() };
+        self.reads = match self.state.landlock {
+            None => Reads::WITHOUT_LANDLOCK,
+            Some(_) if folders.is_empty() => Reads::WITHOUT_A_FOLDER,
+            Some(_) => Reads::Folders(folders),
+        };
         Ok(())
     }
 
@@ -122,19 +125,19 @@ impl Confinement {
     /// Closes the calling thread, the control side's, and tells what holds the process now.
     pub(super) fn close(mut self, mtu: Mtu) -> Result<Closed, RunError> {
         if self.sandbox.is_none() {
-            return Ok(Closed { state: None, reads: None });
+            return Ok(Closed { state: None, reads: self.reads });
         }
         let mut calls = Ok(());
         // It ends when both have told.
         for told in self.loops.take().into_iter().flatten() {
             calls = calls.and(told);
         }
-        let role = Role::Control { sets_mtu: mtu == Mtu::Auto, reads: !self.reads.is_empty() };
+        let role = Role::Control { sets_mtu: mtu == Mtu::Auto, reads: matches!(self.reads, Reads::Folders(_)) };
         let kept = sandbox::keep_capabilities(role).map_err(RunError::system("cannot give up capabilities"))?;
         self.state.capabilities = kept.into_iter().map(str::to_owned).collect();
         self.state.seccomp = held("seccomp", calls.and_then(|()| sandbox::restrict_calls(role))).is_some();
         debug!("confined: {:?}", self.state);
-        Ok(Closed { state: Some(self.state), reads: Some(self.reads) })
+        Ok(Closed { state: Some(self.state), reads: self.reads })
     }
 }
 

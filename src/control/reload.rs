@@ -7,25 +7,43 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tracing::{error, info, warn};
 
+/// What the sandbox leaves to be read.
+pub(super) enum Reads {
+    /// There is none.
+    Everything,
+    /// What is in these folders.
+    Folders(Vec<PathBuf>),
+    /// No file at all, for this reason.
+    Nothing(&'static str),
+}
+
+impl Reads {
+    pub(super) const WITHOUT_LANDLOCK: Reads =
+        Reads::Nothing("this kernel has no landlock, so that the sandbox leaves no file open at all");
+    pub(super) const WITHOUT_A_FOLDER: Reads = Reads::Nothing(
+        "the config is in a folder that has more in it than the link's own files, which the sandbox does not leave open; \
+         move it and its keys to one such as /etc/tieline",
+    );
+}
+
 /// What the link runs with, and how to find out what it should.
 pub(super) struct Reload {
     running: Config,
     /// What was read last, until it is taken.
     read: Option<Config>,
-    /// The folders the sandbox leaves to be read; `None` without one.
-    folders: Option<Vec<PathBuf>>,
+    reads: Reads,
 }
 
 impl Reload {
-    pub(super) fn new(running: Config, folders: Option<Vec<PathBuf>>) -> Reload {
-        Reload { running, read: None, folders }
+    pub(super) fn new(running: Config, reads: Reads) -> Reload {
+        Reload { running, read: None, reads }
     }
 
     /// Reads the config again. What is wrong is said in the log.
     pub(super) fn read(&mut self) -> Option<&Config> {
         self.read = None;
-        if self.folders.as_ref().is_some_and(Vec::is_empty) {
-            error!("SIGHUP: {}", unreadable(&self.running));
+        if let Reads::Nothing(why) = self.reads {
+            error!("SIGHUP: the config cannot be read while the link runs: {why}; a restart reads it");
             return None;
         }
         match Config::load(&self.running.path) {
@@ -60,7 +78,7 @@ impl Reload {
 
     /// What may be the cause that a file cannot be read, where the file itself does not show it.
     fn limits(&self) -> String {
-        let Some(folders) = &self.folders else { return String::new() };
+        let Reads::Folders(folders) = &self.reads else { return String::new() };
         let folders: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
         let user = self.running.local.user.as_ref().map(|user| format!(" as user {user}")).unwrap_or_default();
         format!("\nnote: a running link reads files in {} alone{user}", folders.join(" and "))
@@ -85,17 +103,6 @@ pub(super) fn folders(config: &Config) -> Vec<PathBuf> {
 /// Whether a folder may be a link's own: it is neither the root nor directly in it.
 fn is_own(folder: &Path) -> bool {
     folder.components().count() > 2
-}
-
-fn unreadable(config: &Config) -> String {
-    let what = match folders(config).is_empty() {
-        true => {
-            "the config is in a folder that has more in it than the link's own files, which the sandbox does not leave open; \
-                 move it and its keys to one such as /etc/tieline"
-        }
-        false => "this kernel has no landlock, so that the sandbox leaves no file open at all",
-    };
-    format!("the config cannot be read while the link runs: {what}; a restart reads it")
 }
 
 /// What the new keys are, in lines for the log.

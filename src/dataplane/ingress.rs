@@ -178,11 +178,9 @@ impl<O: Open> Turns for Ingress<O> {
     fn turn(&mut self, ready: u32) -> io::Result<Turn> {
         let mut turn = Turn::Idle;
         for n in (0..sockets::MAX).filter(|n| ready & (1 << n) != 0) {
-            match self.serve(n)? {
-                Turn::Idle => {}
-                Turn::Stop => return Ok(Turn::Stop),
-                other if turn != Turn::Full => turn = other,
-                _ => {}
+            turn = turn.max(self.serve(n)?);
+            if turn == Turn::Stop {
+                return Ok(turn);
             }
         }
         // Also when only the bell rang.

@@ -3,15 +3,15 @@
 use std::io;
 use std::thread;
 
-/// What a look at everything that was ready came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a look at everything that was ready came to. The most there was of anything is what counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Turn {
-    /// As much was there as one turn takes, and is dealt with: there is more.
-    Full,
-    /// Something was there, and is dealt with; there may be more.
-    Busy,
     /// There is nothing to do.
     Idle,
+    /// Something was there, and is dealt with; there may be more.
+    Busy,
+    /// As much was there as one turn takes, and is dealt with: there is more.
+    Full,
     /// The loop was told to end.
     Stop,
 }

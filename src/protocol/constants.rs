@@ -130,9 +130,9 @@ pub const GOODBYE_SPACING: Duration = Duration::from_millis(50);
 
 /// Checks sent to a candidate address and to the current one.
 pub const PATH_CHECKS: u8 = 3;
-/// The shortest spacing of those checks; the RTT where it is longer.
+/// The shortest spacing of those checks, which is the RTT where that is longer …
 pub const PATH_CHECK_SPACING: Duration = Duration::from_millis(200);
-/// The longest time between them: a clock that leaps makes any round-trip time.
+/// … but no longer than this: a clock that leaps makes any round-trip time.
 pub const PATH_CHECK_SPACING_MAX: Duration = Duration::from_secs(2);
 /// One candidate a second at most.
 pub const CANDIDATE_SPACING: Duration = Duration::from_secs(1);

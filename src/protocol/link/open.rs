@@ -12,12 +12,14 @@ use crate::protocol::{
     handshake::{Handshake, Root},
     keyring::{Pair, Psk},
     levels::{Counter, Drops},
-    session::{Cipher, lane_set},
-    slots::{Agreed, Kind, Session},
-    wire::{self, Cold, Nonce, Payload, Token, Verdict, cipher_bits, payload_flags},
+    session::Cipher,
+    slots::{Kind, Session},
+    wire::{self, Cold, Nonce, Payload, Token, Verdict, payload_flags},
 };
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use agree::{agree, chosen, judge, layers_differ};
+use std::{net::SocketAddr, sync::Arc};
 
+mod agree;
 #[cfg(test)]
 mod vectors;
 
@@ -509,47 +511,4 @@ impl Link {
 /// `"tieline v1 cold" ‖ nonce16 ‖ token24`.
 fn cold_prologue(nonce: &Nonce, token: &Token) -> Vec<u8> {
     [b"tieline v1 cold", &nonce[..], token].concat()
-}
-
-/// What an Init is answered with: the cipher both offer, AES first, and whether the link can be.
-fn judge(own: &Payload, peer: &Payload) -> (Option<Cipher>, Verdict) {
-    let both = own.ciphers & peer.ciphers;
-    let cipher = if both & cipher_bits::AES_256_GCM != 0 {
-        Cipher::Aes256Gcm
-    } else if both & cipher_bits::CHACHA20_POLY1305 != 0 {
-        Cipher::ChaCha20Poly1305
-    } else {
-        return (None, Verdict::NoCommonCipher);
-    };
-    if layers_differ(own, peer) { (None, Verdict::LayersDiffer) } else { (Some(cipher), Verdict::Fine) }
-}
-
-/// Whether one end is `ip` and the other `ethernet`.
-fn layers_differ(own: &Payload, peer: &Payload) -> bool {
-    (own.flags ^ peer.flags) & payload_flags::ETHERNET != 0
-}
-
-/// What follows from both payloads, at both ends the same.
-fn agree(cipher: Cipher, own: &Payload, peer: &Payload) -> Agreed {
-    let interval = Duration::from_millis(own.interval_ms.max(peer.interval_ms).into());
-    Agreed {
-        cipher,
-        hybrid: (own.flags | peer.flags) & payload_flags::HYBRID != 0,
-        partial_checksum: own.flags & peer.flags & payload_flags::PARTIAL_CHECKSUM != 0,
-        detection: interval * MISSED_REPORTS,
-        lanes: lane_set(own.lanes.min(peer.lanes)),
-    }
-}
-
-/// What a Response chose: `Some(None)` where it refuses the link, `None` where it makes no sense.
-fn chosen(payload: &Payload, offered: u8) -> Option<Option<Cipher>> {
-    if payload.verdict != Verdict::Fine {
-        return (payload.ciphers == 0).then_some(None);
-    }
-    let cipher = match payload.ciphers & offered {
-        cipher_bits::AES_256_GCM => Cipher::Aes256Gcm,
-        cipher_bits::CHACHA20_POLY1305 => Cipher::ChaCha20Poly1305,
-        _ => return None,
-    };
-    (payload.ciphers == cipher as u8).then_some(Some(cipher))
 }

@@ -8,6 +8,7 @@ use crate::protocol::{
     wire::{data_flags, init},
 };
 use serde_json::Value;
+use std::time::Duration;
 
 /// When a vector's datagram comes.
 fn at(inputs: &Value) -> Time {
