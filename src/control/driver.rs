@@ -189,6 +189,9 @@ impl Driver {
             }
         }
         let path = self.link.status().path.map(|path| path.peer);
+        if let Err(error) = self.dataplane.admit(path) {
+            debug!("what the peer sends may come later than what others do: {error}");
+        }
         let peer = path.or(self.state.sought.first().copied()).map(|address| address.ip());
         self.peer.send_if_modified(|told| std::mem::replace(told, peer) != peer);
     }

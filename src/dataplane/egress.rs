@@ -110,7 +110,7 @@ impl<S: Seal> Egress<S> {
 
 impl<S: Seal> Turns for Egress<S> {
     fn wait(&mut self) -> io::Result<u32> {
-        let ready = wait_readable([Some(self.device.as_fd()), Some(self.outlet.inbox.as_fd())])?;
+        let ready = wait_readable([Some(self.device.as_fd()), Some(self.outlet.inbox.as_fd())], None)?;
         if ready & COMMANDS != 0 {
             self.outlet.inbox.still();
         }

@@ -38,6 +38,8 @@ use handoff::{Command, Handoff};
 use mailbox::Outbox;
 use sockets::Sockets;
 use std::io;
+use std::mem;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -84,6 +86,8 @@ pub struct Dataplane {
     egress: Arc<Handoff<EgressUpdate>>,
     ingress: Arc<Handoff<IngressUpdate>>,
     sockets: Sockets,
+    /// Whose datagrams do not come by the door.
+    peer: Option<SocketAddr>,
     device: TunOffloads,
     tx: Arc<Traffic>,
     rx: Arc<Traffic>,
@@ -124,6 +128,7 @@ impl Dataplane {
             egress: Arc::new(Handoff::new()?),
             ingress: Arc::new(Handoff::new()?),
             sockets: Sockets::default(),
+            peer: None,
             device: device.offloads(),
             tx: Arc::default(),
             rx: Arc::default(),
@@ -173,15 +178,28 @@ impl Dataplane {
     /// Receives on `socket` too, and sends on it what has a path with `id`. It takes the place of one with that id.
     ///
     /// # Errors
-    /// `QuotaExceeded` when [`MAX_SOCKETS`] are open already.
+    /// `QuotaExceeded` when [`MAX_SOCKETS`] are open already; `OutOfMemory` when the kernel says so.
     pub fn add_socket(&mut self, id: SocketId, socket: UdpSocket) -> io::Result<()> {
         self.share(id, Arc::new(socket))
     }
 
     fn share(&mut self, id: SocketId, socket: Arc<UdpSocket>) -> io::Result<()> {
+        socket.admit(self.peer)?;
         self.sockets.open(id, socket.clone())?;
         self.egress.push(Command::Open(id, socket.clone()));
         self.ingress.push(Command::Open(id, socket));
+        Ok(())
+    }
+
+    /// Tells the peer's address: what comes from it comes first, and what comes from elsewhere is looked at only so often. All
+    /// of it is, while nobody floods.
+    ///
+    /// # Errors
+    /// `OutOfMemory` when the kernel says so: some sockets go by the address before.
+    pub fn admit(&mut self, peer: Option<SocketAddr>) -> io::Result<()> {
+        if mem::replace(&mut self.peer, peer) != peer {
+            self.sockets.iter().try_for_each(|socket| socket.admit(peer))?;
+        }
         Ok(())
     }
 

@@ -27,7 +27,7 @@ fn ping_frame(fd: &OwnedFd) -> Vec<u8> {
             Ok(length) if room[0] >> 4 == 4 => return room[..length].to_vec(),
             Ok(_) => {} // the interface's own IPv6 chatter
             Err(Refused::WouldBlock) => {
-                wait_readable([Some(fd.as_fd())]).unwrap();
+                wait_readable([Some(fd.as_fd())], None).unwrap();
             }
             Err(error) => panic!("{error:?}"),
         }
@@ -69,7 +69,7 @@ fn a_deleted_device_is_gone_not_silent() {
     in_own_network(|| {
         let fd = plain("tltest1");
         shell("ip link set tltest1 up && ip link del tltest1");
-        assert_eq!(wait_readable([Some(fd.as_fd())]).unwrap(), 1, "a sleeping loop would not learn of it");
+        assert_eq!(wait_readable([Some(fd.as_fd())], None).unwrap(), 1, "a sleeping loop would not learn of it");
         assert!(matches!(read(fd.as_fd(), &mut [IoSliceMut::new(&mut [0; 100])]), Err(Refused::Gone(_))));
         assert!(matches!(write(fd.as_fd(), &[IoSlice::new(&[0x45; 20])]), Err(Refused::Gone(_))));
     });
@@ -187,7 +187,7 @@ fn mirror(tun: BorrowedFd<'_>, done: &Wake) -> Seen {
                 }
             }
             Err(Refused::WouldBlock) => {
-                if wait_readable([Some(tun), Some(done.as_fd())]).unwrap() & 0b10 != 0 {
+                if wait_readable([Some(tun), Some(done.as_fd())], None).unwrap() & 0b10 != 0 {
                     return seen;
                 }
             }
