@@ -12,7 +12,9 @@
 mod batch;
 pub mod checksum;
 pub mod ip;
+pub mod marks;
 pub mod merge;
+pub mod mss;
 pub mod split;
 pub mod transport;
 pub mod virtio;

@@ -33,6 +33,10 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 /// brings in 16 ms, from a peer whose address has changed.
 const DOOR_BUFFER: usize = 2 << 20;
 
+/// The TTL or hop limit of every datagram, whatever the system's default and that of the packet inside: the length of the way
+/// is the link's own business (RFC 2003, section 3.1).
+const HOPS: c_int = 64;
+
 /// How long a batch waits for room in the send buffer before the rest of it is dropped, in milliseconds.
 const SEND_WAIT_MS: u16 = 10;
 
@@ -118,6 +122,18 @@ impl UdpSocket {
         socket_addr(&name).ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
+    /// Has each datagram carry this traffic class (TOS in IPv4) from now on, but for what is sent with another.
+    ///
+    /// # Errors
+    /// As setsockopt(2).
+    pub fn set_class(&self, class: u8) -> io::Result<()> {
+        set_int(&self.fd, libc::IPPROTO_IP, libc::IP_TOS, class.into())?;
+        if self.is_v6 {
+            set_int(&self.fd, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class.into())?;
+        }
+        Ok(())
+    }
+
     /// Turns on those of the offloads wished for that this kernel has, the others off, and says which are on.
     ///
     /// With `gro`, [`ReceiveBatch::receive`] wants rooms for 65,535 bytes, and what it fills them with may be several
@@ -173,11 +189,15 @@ fn configure(fd: &OwnedFd, address: SocketAddr, receive_buffer: usize) -> nix::R
         socket::setsockopt(fd, sockopt::Ipv6V6Only, &!address.ip().is_unspecified())?;
         socket::setsockopt(fd, sockopt::Ipv6RecvPacketInfo, &true)?;
         set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+        set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, HOPS)?;
     } else {
         socket::setsockopt(fd, sockopt::Ipv4PacketInfo, &true)?;
     }
-    // On a dual-stack socket this is what governs the IPv4 half.
+    // On a dual-stack socket these are what governs the IPv4 half.
     set_int(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+    set_int(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+    set_int(fd, libc::IPPROTO_IP, libc::IP_TTL, HOPS)?;
     // FORCE goes beyond the system's limit and needs CAP_NET_ADMIN; without it the limit is what we get.
     socket::setsockopt(fd, sockopt::RcvBufForce, &receive_buffer)
         .or_else(|_| socket::setsockopt(fd, sockopt::RcvBuf, &receive_buffer))?;

@@ -25,6 +25,8 @@ pub struct Datagram {
     pub peer: SocketAddr,
     /// The address of this machine it was sent to.
     pub local: Option<IpAddr>,
+    /// The traffic class it came with (TOS in IPv4): DSCP and ECN.
+    pub class: u8,
 }
 
 /// Lengths as recvmsg(2) wants them before each call. It points into all three arguments.
@@ -126,6 +128,7 @@ impl ReceiveBatch {
             truncated: header.msg_flags & libc::MSG_TRUNC != 0,
             peer: socket_addr(&name?)?,
             local: told.local,
+            class: told.class,
         })
     }
 }

@@ -443,3 +443,25 @@ fn runs_come_whole_at_the_door_too() {
     let (_, run) = batch.datagrams().next().unwrap();
     assert_eq!((run.length, run.segment), (bytes.len(), 1_400));
 }
+
+#[test]
+fn the_traffic_class_crosses_alone_and_in_runs() {
+    for (listen, target) in [("[::]:0", "127.0.0.1"), ("[::]:0", "::1"), ("127.0.0.1:0", "127.0.0.1")] {
+        let (a, b) = fast(listen, listen);
+        a.set_class(0xB8).unwrap();
+        let bytes = run_bytes(1_000, 20, 0);
+        let (own, other) = (Run::new(&bytes, 1_000), Run::new(&bytes, 1_000).with_class(0xBB));
+        let runs = [own, other, Run::single(b"alone").with_class(1), Run::single(b"own")];
+        // With a pinned source too: then there are three messages to the kernel.
+        let report = SendBatch::new(8).send(&a, loopback(&b, ip(target)), Some(ip(target)), runs.into_iter());
+        assert_eq!(report.sent, 42, "{report:?}");
+        let got: Vec<_> = receive_runs(&b, 42)
+            .into_iter()
+            .map(|(run, datagram)| (run.len(), datagram.class, datagram.local))
+            .collect();
+        let local = Some(ip(target));
+        assert_eq!(got, [(20, 0xB8, local), (20, 0xBB, local), (1, 1, local), (1, 0xB8, local)], "{listen} {target}");
+        a.send_to(b"x", loopback(&b, ip(target)), None).unwrap();
+        assert_eq!(receive(&b, 1)[0].1.class, 0xB8);
+    }
+}
