@@ -330,7 +330,10 @@ scenario!(a_name_is_looked_up_by_a_helper_that_ends_with_the_link, 60, {
     assert_confined(&left, NET_ADMIN);
     let helpers = children(left.id());
     assert_eq!(helpers.len(), 1);
-    for (name, _, status) in threads(helpers[0]) {
+    let workers = children(helpers[0]);
+    assert_eq!(workers.len(), 1);
+    let helpers = [helpers, workers].concat();
+    for (name, _, status) in helpers.iter().flat_map(|id| threads(*id)) {
         assert_eq!((field(&status, "CapPrm"), field(&status, "CapEff")), (0, 0), "{name}");
         assert_eq!((field(&status, "NoNewPrivs"), field(&status, "Seccomp")), (1, 2), "{name}");
     }
@@ -338,13 +341,16 @@ scenario!(a_name_is_looked_up_by_a_helper_that_ends_with_the_link, 60, {
     println!("the helper belongs to user {owner}");
 
     left.kill_9();
-    let gone = || !fs::exists(format!("/proc/{}", helpers[0])).unwrap();
-    wait_until("the helper ending with a killed link", PATIENCE, gone);
+    let gone = || helpers.iter().all(|id| !fs::exists(format!("/proc/{id}")).unwrap());
+    wait_until("the helpers ending with a killed link", PATIENCE, gone);
     let left = lab.left.start();
     lab.left.ping(lab.right.inner[0]);
     let helper = children(left.id())[0];
+    let worker = children(helper)[0];
     assert!(left.terminate().success());
-    assert!(!fs::exists(format!("/proc/{helper}")).unwrap(), "the helper outlives a link that ended");
+    for id in [helper, worker] {
+        assert!(!fs::exists(format!("/proc/{id}")).unwrap(), "a helper outlives a link that ended");
+    }
 });
 
 /// Puts an empty /etc/hosts of our own in the place of the machine's, for this thread and what it starts.
