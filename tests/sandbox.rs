@@ -14,11 +14,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::thread;
 use std::time::Duration;
 
+use common::dns::own_files;
 use common::lab::{End, Lab, PATIENCE, Site, transfer};
 use common::{output_within, wait_until};
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::ptrace;
 use nix::unistd::{Pid, execv, geteuid};
 use serde_json::{Value, json};
@@ -318,7 +317,7 @@ scenario!(rekeys_and_other_ports_work_in_it, 150, {
 });
 
 scenario!(a_name_is_looked_up_by_a_helper_that_ends_with_the_link, 60, {
-    let hosts = own_hosts_file();
+    let [hosts] = own_files([("/etc/hosts", "")]);
     let mut lab = Lab::new();
     lab.left.named = Some("right.test");
     lab.right.endpoint = None;
@@ -352,18 +351,6 @@ scenario!(a_name_is_looked_up_by_a_helper_that_ends_with_the_link, 60, {
         assert!(!fs::exists(format!("/proc/{id}")).unwrap(), "a helper outlives a link that ended");
     }
 });
-
-/// Puts an empty /etc/hosts of our own in the place of the machine's, for this thread and what it starts.
-fn own_hosts_file() -> tempfile::NamedTempFile {
-    unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-    let hosts = tempfile::NamedTempFile::new().unwrap();
-    // Whoever looks names up is another user.
-    hosts.as_file().set_permissions(Permissions::from_mode(0o644)).unwrap();
-    mount(Some(hosts.path()), "/etc/hosts", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-    hosts
-}
 
 /// Ids of the processes a process has started.
 fn children(id: u32) -> Vec<u32> {
