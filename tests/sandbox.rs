@@ -14,11 +14,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::thread;
 use std::time::Duration;
 
+use common::dns::own_files;
 use common::lab::{End, Lab, PATIENCE, Site, transfer};
 use common::{output_within, wait_until};
 use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::ptrace;
 use nix::unistd::{Pid, execv, geteuid};
 use serde_json::{Value, json};
@@ -318,7 +317,7 @@ scenario!(rekeys_and_other_ports_work_in_it, 150, {
 });
 
 scenario!(a_name_is_looked_up_by_a_helper_that_ends_with_the_link, 60, {
-    let hosts = own_hosts_file();
+    let [hosts] = own_files([("/etc/hosts", "")]);
     let mut lab = Lab::new();
     lab.left.named = Some("right.test");
     lab.right.endpoint = None;
@@ -330,7 +329,10 @@ scenario!(a_name_is_looked_up_by_a_helper_that_ends_with_the_link, 60, {
     assert_confined(&left, NET_ADMIN);
     let helpers = children(left.id());
     assert_eq!(helpers.len(), 1);
-    for (name, _, status) in threads(helpers[0]) {
+    let workers = children(helpers[0]);
+    assert_eq!(workers.len(), 1);
+    let helpers = [helpers, workers].concat();
+    for (name, _, status) in helpers.iter().flat_map(|id| threads(*id)) {
         assert_eq!((field(&status, "CapPrm"), field(&status, "CapEff")), (0, 0), "{name}");
         assert_eq!((field(&status, "NoNewPrivs"), field(&status, "Seccomp")), (1, 2), "{name}");
     }
@@ -338,26 +340,17 @@ scenario!(a_name_is_looked_up_by_a_helper_that_ends_with_the_link, 60, {
     println!("the helper belongs to user {owner}");
 
     left.kill_9();
-    let gone = || !fs::exists(format!("/proc/{}", helpers[0])).unwrap();
-    wait_until("the helper ending with a killed link", PATIENCE, gone);
+    let gone = || helpers.iter().all(|id| !fs::exists(format!("/proc/{id}")).unwrap());
+    wait_until("the helpers ending with a killed link", PATIENCE, gone);
     let left = lab.left.start();
     lab.left.ping(lab.right.inner[0]);
     let helper = children(left.id())[0];
+    let worker = children(helper)[0];
     assert!(left.terminate().success());
-    assert!(!fs::exists(format!("/proc/{helper}")).unwrap(), "the helper outlives a link that ended");
+    for id in [helper, worker] {
+        assert!(!fs::exists(format!("/proc/{id}")).unwrap(), "a helper outlives a link that ended");
+    }
 });
-
-/// Puts an empty /etc/hosts of our own in the place of the machine's, for this thread and what it starts.
-fn own_hosts_file() -> tempfile::NamedTempFile {
-    unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-    let hosts = tempfile::NamedTempFile::new().unwrap();
-    // Whoever looks names up is another user.
-    hosts.as_file().set_permissions(Permissions::from_mode(0o644)).unwrap();
-    mount(Some(hosts.path()), "/etc/hosts", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
-    hosts
-}
 
 /// Ids of the processes a process has started.
 fn children(id: u32) -> Vec<u32> {

@@ -4,30 +4,41 @@
 //! process must not need any of that, so the helper does, as a user without rights, and hands addresses over a socket pair:
 //!
 //! ```text
-//!   link ── "branch.example.net 7311\n" ──▶ helper
-//!        ◀── "= 203.0.113.7:7311 [2001:db8::7]:7311\n", or "! why not\n" ──
+//!   link ── "7 branch.example.net 7311\n" ──▶ helper ══ fork ══▶ its worker
+//!        ◀── "7 = 203.0.113.7:7311 [2001:db8::7]:7311\n", or "7 ! why not\n" ──
 //! ```
 //!
-//! The helper ends when its end of the pair is closed, however the link ended.
+//! What others' code may crash, or never come back from, is a worker: a copy of the helper, which makes another when one has died and
+//! says so with the number 0. The link itself could make none: it is confined by then. Both end when their end of the pair is
+//! closed, however the link ended.
 
 use crate::config::Endpoint;
+use crate::sys::process::in_child;
 use crate::sys::sandbox::{self, Reach, Role, User};
 use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::wait::WaitStatus;
 use std::io::{self, BufRead, ErrorKind, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixStream, lookup_host};
 use tokio::sync::Mutex;
-use tracing::debug;
+use tokio::time::timeout;
+use tracing::{debug, warn};
 
 /// The longest answer taken, in bytes: some hundred addresses, more than are ever tried.
 const MAX_ANSWER: u64 = 16 << 10;
+/// An answer that takes longer is not waited for: the C library's own patience with servers that do not answer is mostly shorter.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// So long after a worker has died comes the next.
+const RESPITE: Duration = Duration::from_millis(200);
 
 /// Who looks names up.
 #[derive(Clone)]
@@ -57,6 +68,8 @@ impl Lookup {
 pub(super) struct Helper {
     stream: BufReader<UnixStream>,
     process: Child,
+    /// Of the newest question.
+    number: u64,
 }
 
 impl Helper {
@@ -74,18 +87,32 @@ impl Helper {
             // Ctrl-C is for the link, which may still want an address while it closes.
             .process_group(0)
             .spawn()?;
-        Ok(Helper { stream: BufReader::new(UnixStream::from_std(ours)?), process })
+        Ok(Helper { stream: BufReader::new(UnixStream::from_std(ours)?), process, number: 0 })
     }
 
     async fn ask(&mut self, endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
-        let question = format!("{} {}\n", endpoint.host, endpoint.port);
-        let mut answer = String::new();
-        let asked = self.stream.write_all(question.as_bytes()).await.is_ok();
-        if !asked || !matches!((&mut self.stream).take(MAX_ANSWER).read_line(&mut answer).await, Ok(1..)) {
-            let what = "the helper that looks names up has ended; start the link again";
-            return Err(io::Error::new(ErrorKind::BrokenPipe, what));
+        let answer = timeout(PATIENCE, self.answer(endpoint)).await;
+        read_answer(&answer.map_err(|_| io::Error::new(ErrorKind::TimedOut, "the name service does not answer"))??)
+    }
+
+    /// What the helper says to a question, without its number.
+    async fn answer(&mut self, endpoint: &Endpoint) -> io::Result<String> {
+        self.number += 1;
+        let question = format!("{} {} {}\n", self.number, endpoint.host, endpoint.port);
+        let mut asked = self.stream.write_all(question.as_bytes()).await.is_ok();
+        let mut line = String::new();
+        while asked {
+            line.clear();
+            asked = matches!((&mut self.stream).take(MAX_ANSWER).read_line(&mut line).await, Ok(1..));
+            if let Some((number, answer)) = line.split_once(' ')
+                && [0, self.number].iter().any(|expected| number == expected.to_string())
+            {
+                return Ok(answer.to_owned());
+            }
+            // An answer that was not waited for.
         }
-        read_answer(&answer)
+        let what = "the helper that looks names up has ended; start the link again";
+        Err(io::Error::new(ErrorKind::BrokenPipe, what))
     }
 }
 
@@ -108,12 +135,14 @@ fn read_answer(answer: &str) -> io::Result<Vec<SocketAddr>> {
     addresses.split(' ').map(|word| word.parse().map_err(|_| nonsense())).collect()
 }
 
-/// What the helper does: looks up, for whoever is at the other end of its standard input and output, until that is closed.
+/// What the helper does: sees to it that somebody looks names up for whoever is at the other end of its standard input and output,
+/// until that is closed.
 ///
-/// It becomes `user` where it may, and gives up all rights but to read files and to use the network.
+/// It becomes `user` where it may, and gives up all rights but to read files and to use the network. To be called while the process has
+/// one thread.
 ///
 /// # Errors
-/// When no thread can be started, or nobody is there.
+/// When no process or thread can be started, or nobody is there.
 pub fn serve(user: &User) -> io::Result<()> {
     // Where one of these is refused the link has said so, or it is a namespace without that user.
     let refused = [
@@ -127,35 +156,57 @@ pub fn serve(user: &User) -> io::Result<()> {
     for error in refused.into_iter().filter_map(Result::err) {
         debug!("the helper that looks names up goes without a lock: {error}");
     }
-    let (ask, asked) = mpsc::channel();
-    thread::Builder::new().name("tieline-lookup".into()).spawn(move || answer_all(&asked))?;
+    loop {
+        match in_child(|| u8::from(work().is_err()))? {
+            WaitStatus::Exited(_, 0) => return Ok(()),
+            ended => warn!("looking names up failed, and begins anew: {ended:?}"),
+        }
+        thread::sleep(RESPITE);
+        say("0 ! looking it up failed; see the log")?;
+    }
+}
+
+/// What a worker does. It gives up where it is asked another question before it has an answer to the last: nobody waits for that any
+/// more, and a new worker may fare better.
+fn work() -> io::Result<()> {
+    let (ask, asked) = mpsc::channel::<String>();
+    let busy = Arc::new(AtomicBool::new(false));
+    let done = busy.clone();
+    let answer_all = move || {
+        for question in asked {
+            let said = say(&answer(&question));
+            done.store(false, Ordering::Release);
+            if said.is_err() {
+                return;
+            }
+        }
+    };
+    // A name server that does not answer must not keep the worker alive when the link has ended.
+    thread::Builder::new().name("tieline-lookup".into()).spawn(answer_all)?;
     for question in io::stdin().lock().lines() {
-        if ask.send(question?).is_err() {
-            return Err(io::ErrorKind::BrokenPipe.into());
+        if busy.swap(true, Ordering::Acquire) || ask.send(question?).is_err() {
+            return Err(ErrorKind::BrokenPipe.into());
         }
     }
     Ok(())
 }
 
-/// On a thread of its own: a name server that does not answer must not keep the helper alive when the link has ended.
-fn answer_all(asked: &mpsc::Receiver<String>) {
-    for question in asked {
-        let mut out = io::stdout().lock();
-        let answered = writeln!(out, "{}", answer(&question)).and_then(|()| out.flush());
-        if answered.is_err() {
-            return;
-        }
-    }
+fn say(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
 }
 
-fn answer(question: &str) -> String {
+/// The answer to a line, with its number.
+fn answer(line: &str) -> String {
+    let (number, question) = line.split_once(' ').unwrap_or((line, ""));
     let parts = question.split_once(' ').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     let Some(endpoint) = parts else {
-        return "! this is no question".into();
+        return format!("{number} ! this is no question");
     };
     match endpoint.to_socket_addrs() {
-        Ok(found) => found.fold("=".into(), |text: String, address| format!("{text} {address}")),
-        Err(error) => format!("! {}", error.to_string().replace('\n', " ")),
+        Ok(found) => found.fold(format!("{number} ="), |text, address| format!("{text} {address}")),
+        Err(error) => format!("{number} ! {}", error.to_string().replace('\n', " ")),
     }
 }
 
@@ -165,11 +216,12 @@ mod tests {
 
     #[test]
     fn what_the_helper_answers_is_read() {
-        let found = read_answer(&(answer("127.0.0.1 7311") + "\n")).unwrap();
+        let said = |question| answer(question).strip_prefix("7 ").unwrap().to_owned() + "\n";
+        let found = read_answer(&said("7 127.0.0.1 7311")).unwrap();
         assert_eq!(found, ["127.0.0.1:7311".parse().unwrap()]);
         let found = read_answer("= 192.0.2.1:1 [fe80::1%3]:2\n").unwrap();
         assert_eq!(found, ["192.0.2.1:1".parse().unwrap(), "[fe80::1%3]:2".parse().unwrap()]);
-        let none = read_answer(&(answer("nothing.invalid 7311") + "\n")).unwrap_err();
+        let none = read_answer(&said("7 nothing.invalid 7311")).unwrap_err();
         assert_eq!(none.kind(), ErrorKind::Other, "{none}");
         assert_eq!(read_answer("! \u{1b}[2Jno\n").unwrap_err().to_string(), "[2Jno");
     }
@@ -179,8 +231,8 @@ mod tests {
         for answer in ["", "\n", "= 192.0.2.1:1", "= \n", "192.0.2.1:1\n", "= 192.0.2.1:1  192.0.2.2:1\n", "= a b\n"] {
             assert_eq!(read_answer(answer).unwrap_err().kind(), ErrorKind::InvalidData, "{answer:?}");
         }
-        for question in ["", "host", "host port", "host 70000"] {
-            assert!(answer(question).starts_with("! "), "{question}");
+        for question in ["7", "7 host", "7 host port", "7 host 70000"] {
+            assert!(answer(question).starts_with("7 ! "), "{question}");
         }
     }
 }

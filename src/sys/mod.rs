@@ -11,6 +11,7 @@ pub mod netlink;
 pub mod netns;
 pub mod offloads;
 pub mod priority;
+pub mod process;
 pub mod sandbox;
 #[cfg(test)]
 pub(crate) mod testing;

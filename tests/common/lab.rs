@@ -18,6 +18,7 @@ use tieline::sys::netns::{NetNs, die_with_parent};
 
 use super::ping::Pinger;
 use super::relay::Relay;
+use super::router::Router;
 use super::transfer::{self, Load, Meter, Tally};
 use super::{output_within, wait_until};
 
@@ -71,6 +72,15 @@ impl Lab {
         let relay = Relay::between([&lab.left, &lab.right], seed);
         lab.connect();
         (lab, relay)
+    }
+
+    /// The same with a router in place of the cable, and each site in a network of its own.
+    pub fn over_router() -> (Self, Router) {
+        let mut lab = Self::unconnected();
+        lab.right.outer = ["198.51.100.2".parse().unwrap(), "2001:db8:0:1::2".parse().unwrap()];
+        lab.left.endpoint = Some(SocketAddr::new(lab.right.outer[0], PORT));
+        let router = Router::between([&lab.left, &lab.right]);
+        (lab, router)
     }
 
     fn unconnected() -> Self {

@@ -6,6 +6,7 @@
 
 pub mod capture;
 pub mod census;
+pub mod dns;
 pub mod ecn;
 pub mod flow;
 #[cfg(target_arch = "x86_64")]
@@ -13,7 +14,9 @@ pub mod intruder;
 pub mod lab;
 pub mod nft;
 pub mod nic;
+pub mod pulse;
 pub mod relay;
+pub mod router;
 pub mod udp;
 pub mod yard;
 
