@@ -228,8 +228,8 @@ mod tests {
         let ip = |outer, peer| fits(outer, peer, Layer::Ip);
         assert_eq!((ip(1500, V4), ip(1500, V6)), (1440, 1420));
         assert_eq!((ip(1492, V4), ip(65_536, V4), ip(20, V6)), (1432, 9_000, 0));
-        // 14 bytes of header and a tag of 4.
-        assert_eq!((fits(1500, V4, Layer::Ethernet), fits(1578, V4, Layer::Ethernet)), (1422, 1500));
+        // 14 bytes of header and two tags of 4.
+        assert_eq!((fits(1500, V4, Layer::Ethernet), fits(1582, V4, Layer::Ethernet)), (1418, 1500));
         assert_eq!(auto(ip(1500, V4)), 1440);
         assert_eq!(auto(ip(1280, V6)), 1280, "never below what IPv6 needs, though it does not fit");
     }
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn a_super_packet_fits_one_send() {
         for mtu in [1_280, 1_420, 1_440, 1_500, 4_000, 9_000] {
-            for (layer, header) in [(Layer::Ip, 0), (Layer::Ethernet, 18)] {
+            for (layer, header) in [(Layer::Ip, 0), (Layer::Ethernet, 22)] {
                 let (bytes, segments) = longest(mtu, layer);
                 let payload = mtu - HEADERS;
                 assert!(u32::from(segments) * (header + mtu + 32) <= MAX_SEND && bytes <= 65_535);
@@ -302,7 +302,7 @@ mod tests {
             shell("ip link add br-test type bridge && ip link set br-test up");
             config.link.bridge = Some("br-test".into());
             let (index, device) = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
-            assert_eq!(netlink.mtu(index).await.unwrap(), 1402);
+            assert_eq!(netlink.mtu(index).await.unwrap(), 1398);
             let own = config.local.private_key.public().unwrap();
             let address = hardware_address(&own, "tl-test").map(|byte| format!("{byte:02x}")).join(":");
             shell(&format!("ip link show dev tl-test | grep -q 'link/ether {address}'"));

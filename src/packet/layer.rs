@@ -38,11 +38,12 @@ pub struct Network {
 }
 
 impl Layer {
-    /// The most bytes a frame may have beyond the interface's MTU, as Linux counts that: an Ethernet header and one VLAN tag.
+    /// The most bytes a frame has beyond the interface's MTU: an Ethernet header and two VLAN tags, for a bridge lets a tag of its
+    /// own and one more onto a port (`is_skb_forwardable`).
     pub const fn overhead(self) -> usize {
         match self {
             Layer::Ip => 0,
-            Layer::Ethernet => ETHERNET + TAG,
+            Layer::Ethernet => ETHERNET + 2 * TAG,
         }
     }
 
