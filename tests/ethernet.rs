@@ -45,7 +45,10 @@ fn bridged(arguments: [&[&'static str]; 2], lines: &str) -> Lab {
 
 fn up(lab: &Lab) -> [End<'_>; 2] {
     let ends = [lab.left.start(), lab.right.start()];
-    ends.iter().for_each(|end| end.wait_for_state("up"));
+    for end in &ends {
+        wait_until("the end to answer", PATIENCE, || end.answers());
+        end.wait_for_state("up");
+    }
     ends
 }
 
@@ -63,7 +66,7 @@ scenario!(an_interface_with_addresses_needs_no_bridge, 60, {
         }
         let far = hardware_address(&lab.right.network, lab.right.interface);
         let known = ip(&lab.left.network, "neighbour show dev tl-left");
-        assert_eq!(known.matches(&far).count() >= 2, true, "ARP and ND have found {far}: {known}");
+        assert!(known.matches(&far).count() >= 2, "ARP and ND have found {far}: {known}");
     }
 });
 
@@ -208,8 +211,8 @@ scenario!(
                     ([0x01, 0, 0x0C, 0xCC, 0xCC, 0xCD], 0x88CC, 100),
                     ([0x33, 0x33, 0, 0, 0, 1], 0x88B5, 46),
                     (OTHER, 38, 38),
-                    (OTHER, 0x9000, 1),
-                    (OTHER, 0x88B5, 0),
+                    // As short as a kernel takes one behind a tag.
+                    (OTHER, 0x9000, 2),
                 ] {
                     for (from, to_port) in [(left, right), (right, left)] {
                         number += 1;

@@ -1,5 +1,7 @@
 //! An Ethernet at a site: a bridge, hosts at it, and ports of it on which frames are read and written by hand.
 
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
@@ -46,6 +48,14 @@ impl<'a> Lan<'a> {
     pub fn at(site: &'a Site) -> Self {
         ip(&site.network, &format!("link add {BRIDGE} type bridge"));
         ip(&site.network, &format!("link set {BRIDGE} up"));
+        // Where bridges are also made to look at what is in frames, they drop what only looks like IP.
+        for filter in ["iptables", "ip6tables", "arptables"] {
+            let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{filter}");
+            match site.network.run(|| fs::write(switch, "0")).unwrap() {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => panic!("{filter}: {error}"),
+                _ => {}
+            }
+        }
         Lan { site }
     }
 
@@ -109,7 +119,7 @@ impl Port {
     pub fn send(&self, header: &Header, frame: &[u8]) {
         let head = header.encode();
         let head = if self.has_header { &head[..] } else { &[] };
-        tun::write(self.fd.as_fd(), &[std::io::IoSlice::new(head), std::io::IoSlice::new(frame)]).unwrap();
+        tun::write(self.fd.as_fd(), &[IoSlice::new(head), IoSlice::new(frame)]).unwrap();
     }
 
     /// The next frame, and what the kernel says of it; `None` if none comes within `patience`.
@@ -117,7 +127,7 @@ impl Port {
         let until = Instant::now() + patience;
         let mut room = vec![0; ROOM];
         loop {
-            match tun::read(self.fd.as_fd(), &mut [std::io::IoSliceMut::new(&mut room)]) {
+            match tun::read(self.fd.as_fd(), &mut [IoSliceMut::new(&mut room)]) {
                 Ok(length) => {
                     let head = if self.has_header { virtio::LENGTH } else { 0 };
                     let header = room[..length].first_chunk().filter(|_| self.has_header);
