@@ -59,9 +59,24 @@ pub struct LinkConfig {
     pub mtu: Mtu,
     /// Metric of the routes; the kernel's own choice if `None`.
     pub metric: Option<u32>,
+    /// What is carried; the same at both ends. With Ethernet there are no `routes`.
+    pub layer: Layer,
+    /// The bridge whose port the interface becomes; only with Ethernet, and without `addresses`.
+    pub bridge: Option<String>,
 }
 
-/// The interface's MTU: the largest inner packet, in bytes.
+/// What the link carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layer {
+    /// IP packets.
+    #[default]
+    Ip,
+    /// Ethernet frames.
+    Ethernet,
+}
+
+/// The interface's MTU: the largest inner packet, in bytes, without an Ethernet header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mtu {
     /// From the route to the peer.
@@ -209,6 +224,8 @@ impl Config {
             (link.routes == theirs.routes, "[link] routes"),
             (link.mtu == theirs.mtu, "[link] mtu"),
             (link.metric == theirs.metric, "[link] metric"),
+            (link.layer == theirs.layer, "[link] layer"),
+            (link.bridge == theirs.bridge, "[link] bridge"),
             (self.local.listen == other.local.listen, "[local] listen"),
             (self.local.user == other.local.user, "[local] user"),
             (self.peer.endpoint == other.peer.endpoint, "[peer] endpoint"),

@@ -29,19 +29,12 @@ pub(super) struct Link {
     pub address: Vec<Spanned<String>>,
     pub routes: Vec<Spanned<String>>,
     pub mtu: Option<Spanned<Value>>,
-    pub layer: Option<Spanned<Layer>>,
+    pub layer: super::Layer,
     pub bridge: Option<Spanned<String>>,
     pub carrier: Option<Spanned<Carrier>>,
     pub metric: Option<u32>,
     pub routes_follow: Option<Spanned<bool>>,
     pub duplicate: Option<Spanned<bool>>,
-}
-
-#[derive(Deserialize, PartialEq)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Layer {
-    Ip,
-    Ethernet,
 }
 
 #[derive(Deserialize, PartialEq)]

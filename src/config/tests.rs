@@ -62,6 +62,8 @@ fn a_small_file_has_the_defaults() {
             routes: vec!["192.168.20.0/24".parse().unwrap()],
             mtu: Mtu::Auto,
             metric: None,
+            layer: Layer::Ip,
+            bridge: None,
         }
     );
     assert_eq!(config.local.listen, Some("[::]:7311".parse().unwrap()));

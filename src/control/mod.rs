@@ -41,7 +41,7 @@ pub use confine::Sandbox;
 pub use entropy::OsEntropy;
 pub use names::serve as serve_names;
 
-use crate::config::{Checksum, CipherChoice, Config, CryptoConfig};
+use crate::config::{Checksum, CipherChoice, Config, CryptoConfig, Layer};
 use crate::dataplane::{Dataplane, Loop};
 use crate::keys::secret::leaving_no_trace;
 use crate::protocol::crypto::CryptoFailure;
@@ -100,6 +100,17 @@ pub enum RunError {
     /// Its addresses or routes.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// What should be a bridge is none.
+    #[error(
+        "there is no bridge {bridge} to join: {why}; make it first (ip link add {bridge} type bridge), or name another at \
+         [link] bridge"
+    )]
+    NoBridge {
+        /// Its name.
+        bridge: String,
+        /// What there is instead.
+        why: String,
+    },
     /// A link of that name runs already.
     #[error(
         "a link on interface {interface} is running already (it answers at {}): stop that one, or set another name at \
@@ -221,7 +232,7 @@ async fn drive(
     let (ports, socket) = Ports::open_first(config.local.listen, options.offloads.udp)?;
     let local = socket.local_addr().map_err(RunError::system("cannot read the socket's address"))?;
     let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
-    let (index, device) = interface::create(&netlink, &config.link, options.offloads.tun).await?;
+    let (index, device) = interface::create(&netlink, &config, options.offloads.tun).await?;
     let now = clock()?;
     let params = params(&config, options, device.offloads());
     let (link, sender, receiver) = leaving_no_trace(|| Link::new(params, keys(&config), Box::new(OsEntropy), now))?;
@@ -236,7 +247,7 @@ async fn drive(
     let (peer, followed) = watch::channel(None);
     let (found, largest) = watch::channel(None);
     // It ends when the driver does, as nobody tells it where the peer is any more.
-    tokio::spawn(MtuKeeper::new(netlink, index, config.link.mtu).follow(followed, found));
+    tokio::spawn(MtuKeeper::new(netlink, index, &config.link).follow(followed, found));
     let inlets = Inlets {
         timer: Timer::new().map_err(RunError::system("cannot make a timer"))?,
         mailbox,
@@ -282,6 +293,7 @@ fn params(config: &Config, options: Options, device: TunOffloads) -> Params {
         post_quantum: config.crypto.post_quantum,
         // Without the header the kernel could not be told which packets of either direction are partial.
         partial_checksum: config.crypto.checksum == Checksum::Partial && device.vnet_hdr,
+        ethernet: config.link.layer == Layer::Ethernet,
         interval: config.liveness_interval,
         rekey: options.rekey.unwrap_or_default(),
     }

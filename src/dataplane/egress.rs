@@ -88,7 +88,7 @@ impl<S: Seal> Egress<S> {
                 self.staging[..NEAR].copy_from_slice(near);
             }
             let bytes = if in_place { &mut near[..frame.length] } else { &mut self.staging[..frame.length] };
-            match split::take(&frame.header, bytes, checksums, LAYOUT.frame) {
+            match split::take(self.device.layer(), &frame.header, bytes, checksums, LAYOUT.frame) {
                 Ok(Taken::Whole { partial }) => {
                     if !in_place {
                         room[..frame.length].copy_from_slice(&self.staging[..frame.length]);

@@ -61,7 +61,7 @@ impl<O: Open> Ingress<O> {
         outbox: Outbox,
     ) -> Self {
         Ingress {
-            merger: Merger::new(limits(&device), PACKETS),
+            merger: Merger::new(device.layer(), limits(&device), PACKETS),
             device,
             receiver,
             inbox: Inbox::new(handoff),
@@ -184,7 +184,7 @@ impl<O: Open> Ingress<O> {
         self.traffic.errors.add(delivered.lost as u64);
         if delivered.unmergeable {
             warn!("the kernel does not take merged packets; from now on each is written alone, which is slower");
-            self.merger = Merger::new(SINGLE, PACKETS);
+            self.merger = Merger::new(device.layer(), SINGLE, PACKETS);
         }
         Ok(())
     }
@@ -280,13 +280,13 @@ fn limits(device: &Device) -> Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::testing::Model;
+    use crate::packet::{Layer, testing::Model};
 
     /// Two UDP packets that merge, and a TCP packet that stays alone, delivered by `put`.
     fn delivered(limits: Limits, put: impl FnMut(&Write<'_>) -> Result<(), Refused>) -> Delivered {
         let frames = [Model::udp4().packet(50), Model::udp4().packet(50), Model::tcp6().packet(7)];
         let mut buffer = frames.concat();
-        let mut merger = Merger::new(limits, 3);
+        let mut merger = Merger::new(Layer::Ip, limits, 3);
         let mut start = 0;
         for frame in &frames {
             merger.push(&buffer, start..start + frame.len(), false).unwrap();

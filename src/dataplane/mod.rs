@@ -48,7 +48,8 @@ use std::thread::{self, JoinHandle};
 /// the second-level cache at common sizes and to look at updates within a millisecond.
 const BATCH: usize = 64;
 
-/// Room for the largest MTU the config takes, 9,000 bytes, and some more: a longer frame fills it and so is known.
+/// Room for the largest MTU the config takes, 9,000 bytes, an Ethernet header, and some more: a longer frame fills it and so
+/// is known.
 const FRAME: usize = 9_216;
 
 /// The loops come before what makes the traffic: a queue that is not emptied in time is loss and delay.

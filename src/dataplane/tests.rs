@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::keys::SecretKey;
+use crate::packet::Layer;
 use crate::protocol::crypto::{CryptoFailure, Entropy, KEM_CT, KEM_EK, KemKey, MacKey, Secret};
 use crate::protocol::handshake::{Root, Statics};
 use crate::protocol::session::{Cipher, Halves, Shape, lane_set};
@@ -42,7 +43,7 @@ impl End {
         let address = socket.local_addr().unwrap();
         let levels: Arc<Levels> = Arc::default();
         let (sender, receiver) = (Sender::new(levels.clone()), Receiver::new(vec![mac_key()], levels.clone()));
-        let device = Device::new(device, TunOffloads::NONE);
+        let device = Device::new(device, Layer::Ip, TunOffloads::NONE);
         let (dataplane, mailbox) = Dataplane::start(device, socket, sender, receiver, levels.clone()).unwrap();
         End { interface, dataplane, mailbox, levels, address }
     }
@@ -537,10 +538,10 @@ fn host(
     program: impl FnOnce() + Send + 'static,
 ) -> JoinHandle<()> {
     let body = move || {
-        let (device, granted) = crate::sys::tun::create("tl0", wish).unwrap();
+        let (device, granted) = crate::sys::tun::create("tl0", crate::sys::tun::Kind::Tun, wish).unwrap();
         shell(&format!("ip addr add 10.99.0.{address}/30 dev tl0"));
         shell(&format!("ip addr add fd99::{address}/126 dev tl0 nodad && ip link set tl0 up"));
-        devices.send(Device::new(device, granted)).unwrap();
+        devices.send(Device::new(device, Layer::Ip, granted)).unwrap();
         program();
     };
     thread::spawn(move || in_own_network(body))

@@ -7,6 +7,7 @@
 //! model).
 
 use super::checksum::Sum;
+use super::layer::Layer;
 use super::{put_u16, u16_at};
 
 /// The two bits of ECN (RFC 3168, section 5).
@@ -46,8 +47,12 @@ impl Dscp {
     }
 }
 
-/// The byte of a packet that is IPv4 or IPv6 ([`super::ip::check`]); 0 for anything else.
-pub fn class(packet: &[u8]) -> u8 {
+/// The byte of the IP packet in a frame; 0 where there is none.
+pub fn class(layer: Layer, frame: &[u8]) -> u8 {
+    layer.network(frame).ok().flatten().map_or(0, |network| of(&frame[network.start..]))
+}
+
+fn of(packet: &[u8]) -> u8 {
     match packet {
         [first, tos, ..] if first >> 4 == 4 => *tos,
         [first, second, ..] if first >> 4 == 6 => first << 4 | second >> 4,
@@ -59,12 +64,19 @@ pub fn class(packet: &[u8]) -> u8 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Congested;
 
-/// Puts what the outer header has come to say of congestion into a packet that is IPv4 or IPv6. `outer` is the byte of that header.
+/// Puts what the outer header has come to say of congestion into the IP packet in a frame. `outer` is the byte of that header.
+/// A frame without one has no place for it, and stays as it is.
 ///
 /// # Errors
 /// [`Congested`], by the table of RFC 6040, section 4.2.
-pub fn take_out(outer: u8, packet: &mut [u8]) -> Result<(), Congested> {
-    let inner = class(packet);
+pub fn take_out(outer: u8, layer: Layer, frame: &mut [u8]) -> Result<(), Congested> {
+    // Without a mark there is nothing to look for: the commonest case.
+    if outer & ECN == NOT_ECT {
+        return Ok(());
+    }
+    let Ok(Some(network)) = layer.network(frame) else { return Ok(()) };
+    let packet = &mut frame[network.start..];
+    let inner = of(packet);
     match (inner & ECN, outer & ECN) {
         (NOT_ECT, CE) => return Err(Congested),
         (ECT_0, ECT_1) | (ECT_0 | ECT_1, CE) => set(packet, inner & !ECN | outer & ECN),
@@ -113,7 +125,7 @@ mod tests {
             for (outer, expected) in [NOT_ECT, ECT_0, ECT_1, CE].into_iter().zip(row) {
                 for v6 in [false, true] {
                     let mut packet = packet(v6, 0xB8 | inner);
-                    let told = take_out(0x48 | outer, &mut packet).ok().map(|()| class(&packet));
+                    let told = take_out(0x48 | outer, Layer::Ip, &mut packet).ok().map(|()| of(&packet));
                     assert_eq!(told, expected.map(|ecn| 0xB8 | ecn), "inner {inner}, outer {outer}, v6 {v6}");
                 }
             }
@@ -131,7 +143,22 @@ mod tests {
 
     #[test]
     fn what_is_no_ip_has_none() {
-        assert_eq!((class(&[]), class(&[0x45]), class(&[0x10, 0xFF])), (0, 0, 0));
+        let arp = [vec![0xFF; 12], vec![0x08, 0x06], vec![0xFF; 28]].concat();
+        for (layer, frame) in [(Layer::Ip, &[][..]), (Layer::Ip, &[0x45]), (Layer::Ip, &arp), (Layer::Ethernet, &arp)] {
+            let mut after = frame.to_vec();
+            assert_eq!((class(layer, frame), take_out(CE, layer, &mut after)), (0, Ok(())));
+            assert_eq!(after, frame);
+        }
+    }
+
+    #[test]
+    fn behind_an_ethernet_header_too() {
+        let mut frame = Model { ethernet: Some(vec![7]), ..Model::tcp4() }.packet(10);
+        set(&mut frame[18..], 0xB8 | ECT_0);
+        assert_eq!(class(Layer::Ethernet, &frame), 0xB8 | ECT_0);
+        take_out(CE, Layer::Ethernet, &mut frame).unwrap();
+        assert_eq!(class(Layer::Ethernet, &frame), 0xB8 | CE);
+        assert!(Sum::of(&frame[18..38]).is_zero());
     }
 
     proptest! {
@@ -151,8 +178,8 @@ mod tests {
                 put_u16(&mut before, 10, checksum);
             }
             let mut after = before.clone();
-            if take_out(outer, &mut after).is_ok() {
-                prop_assert_eq!(class(&after) & !ECN, inner & !ECN);
+            if take_out(outer, Layer::Ip, &mut after).is_ok() {
+                prop_assert_eq!(of(&after) & !ECN, inner & !ECN);
                 if v6 {
                     prop_assert_eq!((after[1] & 0x0F, &after[2..]), (before[1] & 0x0F, &before[2..]));
                 } else {

@@ -4,6 +4,7 @@
 
 use super::checksum::Sum;
 use super::ip::Version;
+use super::layer::Layer;
 use super::split::flag;
 use super::transport::{Protocol, Transport};
 use super::{put_u16, u16_at};
@@ -18,10 +19,10 @@ const FLAGS: usize = 13;
 const CHECKSUM: usize = 16;
 const TCP_HEADER: usize = 20;
 
-/// Lowers the maximum segment size that a SYN offers to what packets of `mtu` bytes can carry. Whatever is no SYN, or offers no
-/// more, stays as it is. `partial` says that the packet's checksum is yet to be completed.
-pub fn clamp(packet: &mut [u8], mtu: usize, partial: bool) {
-    let Some(found) = Transport::find(packet).filter(|found| found.protocol == Protocol::Tcp) else { return };
+/// Lowers the maximum segment size that a SYN offers to what IP packets of `mtu` bytes can carry. Whatever is no SYN, or offers
+/// no more, stays as it is. `partial` says that the packet's checksum is yet to be completed.
+pub fn clamp(layer: Layer, packet: &mut [u8], mtu: usize, partial: bool) {
+    let Some(found) = Transport::find(layer, packet).filter(|found| found.protocol == Protocol::Tcp) else { return };
     if packet[found.start + FLAGS] & flag::SYN == 0 {
         return;
     }
@@ -78,13 +79,13 @@ mod tests {
     }
 
     fn offered(packet: &[u8]) -> Option<u16> {
-        let found = Transport::find(packet)?;
+        let found = Transport::find(Layer::Ip, packet)?;
         option(&packet[..found.payload], found.start + TCP_HEADER).map(|place| u16_at(packet, place))
     }
 
     /// Whether the checksum, a complete one, is right.
     fn is_right(packet: &[u8]) -> bool {
-        let found = Transport::find(packet).unwrap();
+        let found = Transport::find(Layer::Ip, packet).unwrap();
         (Sum::of(&packet[found.start..found.end]) + found.pseudo(packet) + Sum::word(found.length())).is_zero()
     }
 
@@ -94,7 +95,7 @@ mod tests {
             for options in [&[2, 4, 0x05, 0xB4][..], &[1, 2, 4, 0x05, 0xB4], &[3, 3, 7, 4, 2, 2, 4, 0x05, 0xB4]] {
                 let mut packet = syn(model.clone(), options);
                 assert!(is_right(&packet));
-                clamp(&mut packet, 1_280, false);
+                clamp(Layer::Ip, &mut packet, 1_280, false);
                 assert_eq!(offered(&packet), Some(1_280 - headers), "{options:?}");
                 assert!(is_right(&packet), "{options:?}");
             }
@@ -102,10 +103,19 @@ mod tests {
     }
 
     #[test]
+    fn behind_an_ethernet_header_too() {
+        let model = Model { ethernet: Some(vec![7]), ..Model::tcp4() };
+        let mut frame = syn(model.clone(), &[2, 4, 0x05, 0xB4]);
+        clamp(Layer::Ethernet, &mut frame, 1_400, false);
+        let lowered = syn(model, &[2, 4, 0x05, 0x50]); // 1,360
+        assert_eq!(frame, lowered);
+    }
+
+    #[test]
     fn a_partial_checksum_covers_no_options_yet() {
         let mut packet = syn(Model::tcp4(), &[2, 4, 0x05, 0xB4]);
         let before = u16_at(&packet, 20 + CHECKSUM);
-        clamp(&mut packet, 1_280, true);
+        clamp(Layer::Ip, &mut packet, 1_280, true);
         assert_eq!((offered(&packet), u16_at(&packet, 20 + CHECKSUM)), (Some(1_240), before));
     }
 
@@ -123,7 +133,7 @@ mod tests {
         ];
         for before in unchanged {
             let mut packet = before.clone();
-            clamp(&mut packet, 1_280, false);
+            clamp(Layer::Ip, &mut packet, 1_280, false);
             assert_eq!(packet, before);
         }
     }
@@ -132,14 +142,15 @@ mod tests {
         #[test]
         fn any_options_are_safe(options in proptest::collection::vec(0u8..9, 0..40), mtu in 0usize..2_000) {
             let mut packet = syn(Model::tcp6(), &options);
-            clamp(&mut packet, mtu, false);
+            clamp(Layer::Ip, &mut packet, mtu, false);
             prop_assert!(is_right(&packet));
             prop_assert!(offered(&packet).is_none_or(|offered| usize::from(offered) <= mtu.saturating_sub(60)));
         }
 
         #[test]
         fn any_bytes_are_safe(mut bytes in crate::packet::testing::junk(), mtu in 0usize..2_000) {
-            clamp(&mut bytes, mtu, false);
+            clamp(Layer::Ip, &mut bytes, mtu, false);
+            clamp(Layer::Ethernet, &mut bytes, mtu, false);
         }
     }
 }
