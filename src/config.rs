@@ -18,7 +18,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::keys::{PresharedKey, PublicKey, SecretKey};
 pub use report::Problem;
@@ -59,6 +59,20 @@ pub struct LinkConfig {
     pub mtu: Mtu,
     /// Metric of the routes; the kernel's own choice if `None`.
     pub metric: Option<u32>,
+    /// Whether the routes are there only while the link is up.
+    pub routes_follow: bool,
+    /// When the interface has a carrier.
+    pub carrier: Carrier,
+}
+
+/// When the interface has a carrier: what it is to an Ethernet card that a cable is plugged in, and to routing that a line is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// While both ends hear each other.
+    Peer,
+    /// Always.
+    Always,
 }
 
 /// The interface's MTU: the largest inner packet, in bytes.
@@ -209,6 +223,8 @@ impl Config {
             (link.routes == theirs.routes, "[link] routes"),
             (link.mtu == theirs.mtu, "[link] mtu"),
             (link.metric == theirs.metric, "[link] metric"),
+            (link.routes_follow == theirs.routes_follow, "[link] routes_follow"),
+            (link.carrier == theirs.carrier, "[link] carrier"),
             (self.local.listen == other.local.listen, "[local] listen"),
             (self.local.user == other.local.user, "[local] user"),
             (self.peer.endpoint == other.peer.endpoint, "[peer] endpoint"),

@@ -14,7 +14,7 @@ use toml::{Spanned, Value};
 
 use super::report::{Problem, Report, Source};
 use super::schema::Texts;
-use super::{Config, CryptoConfig, Endpoint, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
+use super::{Carrier, Config, CryptoConfig, Endpoint, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
 use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
 
 /// Keys of one kind that may be listed: an old one and a new one.
@@ -95,12 +95,10 @@ impl Checker<'_> {
             if let Some(bridge) = &link.bridge {
                 return not_yet(bridge.span(), &"`bridge`");
             }
-            for (flag, name) in [(&link.routes_follow, "routes_follow"), (&link.duplicate, "duplicate")] {
-                if let Some(flag) = flag
-                    && *flag.get_ref()
-                {
-                    return not_yet(flag.span(), &format_args!("`{name} = true`"));
-                }
+            if let Some(duplicate) = &link.duplicate
+                && *duplicate.get_ref()
+            {
+                return not_yet(duplicate.span(), &"`duplicate = true`");
             }
         }
         if let Some(local) = file.local.as_ref().map(Spanned::get_ref) {
@@ -118,16 +116,6 @@ impl Checker<'_> {
         }
         if let Some(hooks) = &file.hooks {
             return not_yet(hooks.span(), &"`[hooks]`");
-        }
-        let carrier = file.link.as_ref().and_then(|link| link.get_ref().carrier.as_ref());
-        if let Some(carrier) = carrier
-            && *carrier.get_ref() == schema::Carrier::Peer
-        {
-            self.warn(
-                carrier.span(),
-                "carrier does not follow the peer in this version yet: the interface stays up",
-                "do not rely on it for failover; `carrier = \"always\"` says what happens",
-            );
         }
         Ok(())
     }
@@ -152,7 +140,9 @@ impl Checker<'_> {
             );
             self.warnings.push(self.at_section(file.link.as_ref(), problem));
         }
-        Ok(LinkConfig { interface, addresses, routes, mtu, metric: link.metric })
+        let routes_follow = link.routes_follow.unwrap_or(true);
+        let carrier = link.carrier.unwrap_or(Carrier::Peer);
+        Ok(LinkConfig { interface, addresses, routes, mtu, metric: link.metric, routes_follow, carrier })
     }
 
     fn addresses(&self, texts: &[Spanned<String>]) -> Result<Vec<IpNet>, Report> {

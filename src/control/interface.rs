@@ -4,12 +4,12 @@
 //! the device closes, also after kill -9.
 
 use super::RunError;
-use crate::config::{LinkConfig, Mtu};
+use crate::config::{Carrier, LinkConfig, Mtu};
 use crate::dataplane::Device;
 use crate::protocol::constants::MIN_TRANSPORT;
 use crate::sys::netlink::{Netlink, NetlinkError};
 use crate::sys::offloads::TunOffloads;
-use crate::sys::tun;
+use crate::sys::{sysctl, tun};
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -40,14 +40,20 @@ fn auto(fits: u32) -> u32 {
     fits.max(MIN_MTU)
 }
 
-/// Makes the interface, with those of the offloads wished for that there are, and brings it up. It lives as long as the
-/// device.
-pub(super) async fn create(
-    netlink: &Netlink,
-    config: &LinkConfig,
-    wish: TunOffloads,
-) -> Result<(u32, Device), RunError> {
+/// An interface that is up.
+pub(super) struct Interface {
+    pub(super) index: u32,
+    /// It lives as long as this does.
+    pub(super) device: Device,
+    /// Whether its carrier can be set, and is to follow the peer: it has none yet.
+    pub(super) sets_carrier: bool,
+}
+
+/// Makes the interface, with those of the offloads wished for that there are, and brings it up.
+pub(super) async fn create(netlink: &Netlink, config: &LinkConfig, wish: TunOffloads) -> Result<Interface, RunError> {
     let (tun, offloads) = tun::create(&config.interface, wish)?;
+    let device = Device::new(tun, offloads);
+    let sets_carrier = config.carrier == Carrier::Peer && take_carrier(&device, &config.interface);
     let index = netlink.index(&config.interface).await?;
     let mtu = match config.mtu {
         Mtu::Fixed(mtu) => mtu.into(),
@@ -62,9 +68,31 @@ pub(super) async fn create(
     }
     netlink.set_up(index).await?;
     for route in &config.routes {
-        netlink.add_route(index, route.addr(), route.prefix_len(), config.metric).await?;
+        let (network, length) = (route.addr(), route.prefix_len());
+        netlink.add_route(index, network, length, config.metric).await?;
+        if config.routes_follow {
+            // Whether it can be set shows at once, not when the peer comes.
+            netlink.del_route(index, network, length, config.metric).await?;
+        }
     }
-    Ok((index, Device::new(tun, offloads)))
+    Ok(Interface { index, device, sets_carrier })
+}
+
+/// Takes the carrier away until the peer is there, and has routing go by it; says whether that can be done.
+fn take_carrier(device: &Device, interface: &str) -> bool {
+    if let Err(error) = sysctl::ignore_routes_with_linkdown(interface) {
+        warn!(
+            "cannot set ignore_routes_with_linkdown for {interface}: {error}; while the peer is away, static routes and the \
+             link's own network stay"
+        );
+    }
+    let taken = device.set_carrier(false);
+    if let Err(error) = &taken {
+        warn!(
+            "this kernel cannot take the carrier from {interface}: {error}; the interface looks alive without the peer too"
+        );
+    }
+    taken.is_ok()
 }
 
 /// The longest UDP datagram over IPv4, which is what one segmented send may come to.
@@ -218,8 +246,10 @@ mod tests {
                 routes: vec!["198.51.100.0/24".parse().unwrap(), "fd77::/64".parse().unwrap()],
                 mtu: Mtu::Auto,
                 metric: Some(7),
+                routes_follow: false,
+                carrier: Carrier::Always,
             };
-            let (index, tun) = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
+            let Interface { index, device, .. } = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
             assert_eq!(netlink.mtu(index).await.unwrap(), 1420);
             assert_eq!(netlink.route_to("198.51.100.7".parse().unwrap()).await.unwrap().oif, index);
             assert_eq!(netlink.route_to("fd77::7".parse().unwrap()).await.unwrap().oif, index);
@@ -234,7 +264,7 @@ mod tests {
             drop(peer);
             keeper.await.unwrap();
 
-            drop(tun);
+            drop(device);
             assert!(netlink.index("tl-test").await.is_err(), "still there");
         });
     }

@@ -68,6 +68,14 @@ impl Device {
         tun::write(self.fd.as_fd(), &slices[1 - first..count])
     }
 
+    /// Whether the interface has a carrier; see [`tun::set_carrier`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_carrier(&self, on: bool) -> io::Result<()> {
+        tun::set_carrier(self.fd.as_fd(), on)
+    }
+
     /// What it can do.
     #[must_use]
     pub fn offloads(&self) -> TunOffloads {

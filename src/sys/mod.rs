@@ -12,6 +12,7 @@ pub mod netns;
 pub mod offloads;
 pub mod priority;
 pub mod sandbox;
+pub mod sysctl;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod timer;
