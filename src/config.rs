@@ -18,7 +18,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::keys::{PresharedKey, PublicKey, SecretKey};
 pub use report::Problem;
@@ -63,6 +63,20 @@ pub struct LinkConfig {
     pub layer: Layer,
     /// The bridge whose port the interface becomes; only with Ethernet, and without `addresses`.
     pub bridge: Option<String>,
+    /// Whether the routes are there only while the link is up.
+    pub routes_follow: bool,
+    /// When the interface has a carrier.
+    pub carrier: Carrier,
+}
+
+/// When the interface has a carrier: what it is to an Ethernet card that a cable is plugged in, and to routing that a line is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// While both ends hear each other.
+    Peer,
+    /// Always.
+    Always,
 }
 
 /// What the link carries.
@@ -226,6 +240,8 @@ impl Config {
             (link.metric == theirs.metric, "[link] metric"),
             (link.layer == theirs.layer, "[link] layer"),
             (link.bridge == theirs.bridge, "[link] bridge"),
+            (link.routes_follow == theirs.routes_follow, "[link] routes_follow"),
+            (link.carrier == theirs.carrier, "[link] carrier"),
             (self.local.listen == other.local.listen, "[local] listen"),
             (self.local.user == other.local.user, "[local] user"),
             (self.peer.endpoint == other.peer.endpoint, "[peer] endpoint"),

@@ -14,7 +14,7 @@ use toml::{Spanned, Value};
 
 use super::report::{Problem, Report, Source};
 use super::schema::Texts;
-use super::{Config, CryptoConfig, Endpoint, Layer, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
+use super::{Carrier, Config, CryptoConfig, Endpoint, Layer, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
 use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
 
 /// Keys of one kind that may be listed: an old one and a new one.
@@ -87,12 +87,10 @@ impl Checker<'_> {
             self.fail(span, format!("not supported by this version yet: {what}"), "take it out, or use a later version")
         };
         if let Some(link) = file.link.as_ref().map(Spanned::get_ref) {
-            for (flag, name) in [(&link.routes_follow, "routes_follow"), (&link.duplicate, "duplicate")] {
-                if let Some(flag) = flag
-                    && *flag.get_ref()
-                {
-                    return not_yet(flag.span(), &format_args!("`{name} = true`"));
-                }
+            if let Some(duplicate) = &link.duplicate
+                && *duplicate.get_ref()
+            {
+                return not_yet(duplicate.span(), &"`duplicate = true`");
             }
         }
         if let Some(local) = file.local.as_ref().map(Spanned::get_ref) {
@@ -110,16 +108,6 @@ impl Checker<'_> {
         }
         if let Some(hooks) = &file.hooks {
             return not_yet(hooks.span(), &"`[hooks]`");
-        }
-        let carrier = file.link.as_ref().and_then(|link| link.get_ref().carrier.as_ref());
-        if let Some(carrier) = carrier
-            && *carrier.get_ref() == schema::Carrier::Peer
-        {
-            self.warn(
-                carrier.span(),
-                "carrier does not follow the peer in this version yet: the interface stays up",
-                "do not rely on it for failover; `carrier = \"always\"` says what happens",
-            );
         }
         Ok(())
     }
@@ -146,7 +134,17 @@ impl Checker<'_> {
             );
             self.warnings.push(self.at_section(file.link.as_ref(), problem));
         }
-        Ok(LinkConfig { interface, addresses, routes, mtu, metric: link.metric, layer: link.layer, bridge })
+        Ok(LinkConfig {
+            interface,
+            addresses,
+            routes,
+            mtu,
+            metric: link.metric,
+            layer: link.layer,
+            bridge,
+            routes_follow: link.routes_follow.unwrap_or(true),
+            carrier: link.carrier.unwrap_or(Carrier::Peer),
+        })
     }
 
     /// What only an Ethernet can have, and what it cannot.

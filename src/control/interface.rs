@@ -4,7 +4,7 @@
 //! the device closes, also after kill -9.
 
 use super::RunError;
-use crate::config::{self, Config, LinkConfig, Mtu};
+use crate::config::{self, Carrier, Config, LinkConfig, Mtu};
 use crate::dataplane::Device;
 use crate::keys::PublicKey;
 use crate::packet::Layer;
@@ -13,8 +13,7 @@ use crate::protocol::crypto::{CryptoFailure, sha256};
 use crate::protocol::link::SetupError;
 use crate::sys::netlink::{Netlink, NetlinkError};
 use crate::sys::offloads::TunOffloads;
-use crate::sys::tun;
-use std::fs;
+use crate::sys::{sysctl, tun};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -45,13 +44,17 @@ fn auto(fits: u32) -> u32 {
     fits.max(MIN_MTU)
 }
 
-/// Makes the interface, with those of the offloads wished for that there are, and brings it up. It lives as long as the
-/// device.
-pub(super) async fn create(
-    netlink: &Netlink,
-    config: &Config,
-    wish: TunOffloads,
-) -> Result<(u32, Device), RunError> {
+/// An interface that is up.
+pub(super) struct Interface {
+    pub(super) index: u32,
+    /// It lives as long as this does.
+    pub(super) device: Device,
+    /// Whether its carrier can be set, and is to follow the peer: it has none yet.
+    pub(super) sets_carrier: bool,
+}
+
+/// Makes the interface, with those of the offloads wished for that there are, and brings it up.
+pub(super) async fn create(netlink: &Netlink, config: &Config, wish: TunOffloads) -> Result<Interface, RunError> {
     let own = config.local.private_key.public().map_err(|_| SetupError::from(CryptoFailure))?;
     let config = &config.link;
     let bridge = match &config.bridge {
@@ -64,6 +67,8 @@ pub(super) async fn create(
         Layer::Ethernet => tun::Kind::Tap,
     };
     let (tun, offloads) = tun::create(&config.interface, kind, wish)?;
+    let device = Device::new(tun, layer, offloads);
+    let sets_carrier = config.carrier == Carrier::Peer && take_carrier(&device, &config.interface);
     let index = netlink.index(&config.interface).await?;
     if layer == Layer::Ethernet {
         netlink.set_hardware_address(index, hardware_address(&own, &config.interface)).await?;
@@ -85,9 +90,31 @@ pub(super) async fn create(
     }
     netlink.set_up(index).await?;
     for route in &config.routes {
-        netlink.add_route(index, route.addr(), route.prefix_len(), config.metric).await?;
+        let (network, length) = (route.addr(), route.prefix_len());
+        netlink.add_route(index, network, length, config.metric).await?;
+        if config.routes_follow {
+            // Whether it can be set shows at once, not when the peer comes.
+            netlink.del_route(index, network, length, config.metric).await?;
+        }
     }
-    Ok((index, Device::new(tun, layer, offloads)))
+    Ok(Interface { index, device, sets_carrier })
+}
+
+/// Takes the carrier away until the peer is there, and has routing go by it; says whether that can be done.
+fn take_carrier(device: &Device, interface: &str) -> bool {
+    if let Err(error) = sysctl::ignore_routes_with_linkdown(interface) {
+        warn!(
+            "cannot set ignore_routes_with_linkdown for {interface}: {error}; while the peer is away, static routes and the \
+             link's own network stay"
+        );
+    }
+    let taken = device.set_carrier(false);
+    if let Err(error) = &taken {
+        warn!(
+            "this kernel cannot take the carrier from {interface}: {error}; the interface looks alive without the peer too"
+        );
+    }
+    taken.is_ok()
 }
 
 /// What the config's layer means to the packet path.
@@ -119,7 +146,7 @@ fn hardware_address(own: &PublicKey, interface: &str) -> [u8; 6] {
 
 /// A bridge's port has no business of its own on the wire: IPv6 would greet those at the far end, and never hear them.
 fn keep_quiet(interface: &str) {
-    if let Err(error) = fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1") {
+    if let Err(error) = sysctl::disable_ipv6(interface) {
         debug!("IPv6 stays on at {interface}: {error}");
     }
 }
@@ -287,6 +314,8 @@ mod tests {
                 metric: None,
                 layer: config::Layer::Ethernet,
                 bridge: Some("br-test".into()),
+                routes_follow: true,
+                carrier: Carrier::Peer,
             };
             let refused = async |config: &Config| match create(&netlink, config, TunOffloads::ALL).await {
                 Err(error) => error.to_string(),
@@ -301,7 +330,7 @@ mod tests {
 
             shell("ip link add br-test type bridge && ip link set br-test up");
             config.link.bridge = Some("br-test".into());
-            let (index, device) = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
+            let Interface { index, device, .. } = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
             assert_eq!(netlink.mtu(index).await.unwrap(), 1398);
             let own = config.local.private_key.public().unwrap();
             let address = hardware_address(&own, "tl-test").map(|byte| format!("{byte:02x}")).join(":");
@@ -342,8 +371,10 @@ mod tests {
                 metric: Some(7),
                 layer: config::Layer::Ip,
                 bridge: None,
+                routes_follow: false,
+                carrier: Carrier::Always,
             };
-            let (index, tun) = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
+            let Interface { index, device, .. } = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
             assert_eq!(netlink.mtu(index).await.unwrap(), 1420);
             assert_eq!(netlink.route_to("198.51.100.7".parse().unwrap()).await.unwrap().oif, index);
             assert_eq!(netlink.route_to("fd77::7".parse().unwrap()).await.unwrap().oif, index);
@@ -358,7 +389,7 @@ mod tests {
             drop(peer);
             keeper.await.unwrap();
 
-            drop(tun);
+            drop(device);
             assert!(netlink.index("tl-test").await.is_err(), "still there");
         });
     }

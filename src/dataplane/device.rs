@@ -75,6 +75,14 @@ impl Device {
         self.layer
     }
 
+    /// Whether the interface has a carrier; see [`tun::set_carrier`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_carrier(&self, on: bool) -> io::Result<()> {
+        tun::set_carrier(self.fd.as_fd(), on)
+    }
+
     /// What it can do.
     #[must_use]
     pub fn offloads(&self) -> TunOffloads {

@@ -31,7 +31,7 @@ pub use sockets::MAX as MAX_SOCKETS;
 use crate::packet::Layout;
 use crate::protocol::levels::{Counter, Levels};
 use crate::protocol::{EgressUpdate, IngressUpdate, Path, SocketId, constants};
-use crate::sys::offloads::{Offloads, TunOffloads};
+use crate::sys::offloads::Offloads;
 use crate::sys::priority::set_nice;
 use crate::sys::udp::UdpSocket;
 use handoff::{Command, Handoff};
@@ -89,7 +89,7 @@ pub struct Dataplane {
     sockets: Sockets,
     /// Whose datagrams do not come by the door.
     peer: Option<SocketAddr>,
-    device: TunOffloads,
+    device: Arc<Device>,
     tx: Arc<Traffic>,
     rx: Arc<Traffic>,
     threads: Vec<JoinHandle<()>>,
@@ -97,7 +97,7 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Starts both loops on `device`, which must be non-blocking, and `socket`, which becomes
-    /// [`SocketId`] 0. The interface lives as long as the loops do.
+    /// [`SocketId`] 0. The interface lives as long as this does.
     ///
     /// # Errors
     /// When the process is out of descriptors or threads.
@@ -130,7 +130,7 @@ impl Dataplane {
             ingress: Arc::new(Handoff::new()?),
             sockets: Sockets::default(),
             peer: None,
-            device: device.offloads(),
+            device: device.clone(),
             tx: Arc::default(),
             rx: Arc::default(),
             threads: Vec::with_capacity(2),
@@ -221,11 +221,19 @@ impl Dataplane {
         socket.send_to(datagram, path.peer, path.local)
     }
 
+    /// Whether the interface has a carrier.
+    ///
+    /// # Errors
+    /// As [`tun::set_carrier`](crate::sys::tun::set_carrier).
+    pub fn set_carrier(&self, on: bool) -> io::Result<()> {
+        self.device.set_carrier(on)
+    }
+
     /// What the kernel takes off the loops' hands, as of now.
     #[must_use]
     pub fn offloads(&self) -> Offloads {
         let udp = self.sockets.at(0).map(|(_, socket)| socket.offloads()).unwrap_or_default();
-        Offloads { tun: self.device, udp }
+        Offloads { tun: self.device.offloads(), udp }
     }
 
     /// The traffic so far.

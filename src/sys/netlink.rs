@@ -242,6 +242,37 @@ impl Netlink {
         done(self.handle.route().add(message).execute().await, action)
     }
 
+    /// Takes such a route away. That it is not there is none of the errors: the kernel drops routes on its own when an interface goes
+    /// down.
+    ///
+    /// # Errors
+    /// If the caller lacks CAP_NET_ADMIN.
+    pub async fn del_route(
+        &self,
+        index: u32,
+        network: IpAddr,
+        prefix_len: u8,
+        metric: Option<u32>,
+    ) -> Result<(), NetlinkError> {
+        let action = || format!("removing route {network}/{prefix_len} from interface {index}");
+        let message = route_message(index, network, prefix_len, metric, action)?;
+        match done(self.handle.route().del(message).execute().await, action) {
+            Err(error) if error.source.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Has the kernel notice now that an interface's carrier came or went, as far as routes go by it. By itself it does so
+    /// once a second at most where a carrier was lost (`linkwatch`). Before Linux 6.8 this changes nothing.
+    ///
+    /// # Errors
+    /// If the interface is gone.
+    pub async fn notice_carrier(&self, index: u32) -> Result<(), NetlinkError> {
+        // Whoever asks for an interface gets it with that done (`linkwatch_sync_dev`).
+        let found = self.handle.link().get().match_index(index).execute().try_next().await;
+        one(found, || format!("asking for interface {index}")).map(drop)
+    }
+
     /// The way packets to `peer` would take now. An IPv4-mapped IPv6 address means the IPv4 one.
     ///
     /// It asks for the matching entry of the routing table (`RTM_F_FIB_MATCH`) and not for the kernel's resolved route, which

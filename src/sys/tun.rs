@@ -1,6 +1,6 @@
-//! The TUN or TAP device: making it, reading frames from it, writing frames to it.
+//! The TUN or TAP device: making it, reading frames from it, writing frames to it, and its carrier.
 //!
-//! Addresses, routes, MTU and carrier are not here: netlink sets them. The device is never persistent, so it
+//! Addresses, routes and MTU are not here: netlink sets them. The device is never persistent, so it
 //! vanishes with its descriptor, also when the process is killed.
 
 use super::offloads::TunOffloads;
@@ -177,6 +177,22 @@ fn is_persistent(fd: &OwnedFd) -> io::Result<bool> {
     // SAFETY: TUNGETIFF fills the flags member of the union, and any integer is a valid `c_short`.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     Ok(c_int::from(flags) & libc::IFF_PERSIST != 0)
+}
+
+/// Gives the interface a carrier, or takes it away, as pulling the plug does: what is sent into it is then dropped by the kernel
+/// and never queued. Frames can be written either way. The descriptor is right enough: no capability is needed.
+///
+/// The interface shows it at once. Routes go by it only when the kernel has told itself so (`linkwatch`), which for a loss may take
+/// it a second; since Linux 6.8 it does at once when someone asks for the interface over netlink.
+///
+/// # Errors
+/// `EINVAL` before Linux 5.0; `EBADFD` when the interface was deleted.
+pub fn set_carrier(tun: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let carrier = c_int::from(on);
+    // SAFETY: the descriptor is open, and TUNSETCARRIER reads one live integer.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETCARRIER as _, &raw const carrier) };
+    Errno::result(result)?;
+    Ok(())
 }
 
 /// What a read or write on the device came to, when it was not done.
