@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::keys::{PresharedKey, PublicKey, SecretKey};
+use crate::packet::marks::Dscp;
 pub use report::Problem;
 use report::{Report, Source};
 
@@ -108,6 +109,8 @@ pub struct LocalConfig {
     pub private_key_file: PathBuf,
     /// Address the UDP socket is bound to. `None`: any address, any port.
     pub listen: Option<SocketAddr>,
+    /// DSCP of the datagrams that carry the link.
+    pub dscp: Dscp,
     /// The user the link runs as once it is set up; it is not looked for yet. `None`: who started it.
     pub user: Option<String>,
 }
@@ -243,6 +246,7 @@ impl Config {
             (link.routes_follow == theirs.routes_follow, "[link] routes_follow"),
             (link.carrier == theirs.carrier, "[link] carrier"),
             (self.local.listen == other.local.listen, "[local] listen"),
+            (self.local.dscp == other.local.dscp, "[local] dscp"),
             (self.local.user == other.local.user, "[local] user"),
             (self.peer.endpoint == other.peer.endpoint, "[peer] endpoint"),
             (self.crypto.cipher == other.crypto.cipher, "[crypto] cipher"),

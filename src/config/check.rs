@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use toml::{Spanned, Value};
+use toml::Spanned;
 
 use super::report::{Problem, Report, Source};
 use super::schema::Texts;
 use super::{Carrier, Config, CryptoConfig, Endpoint, Layer, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
 use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
+use crate::packet::marks::Dscp;
 
 /// Keys of one kind that may be listed: an old one and a new one.
 const MAX_LISTED: usize = 2;
@@ -96,11 +97,6 @@ impl Checker<'_> {
         if let Some(local) = file.local.as_ref().map(Spanned::get_ref) {
             if let Some(mark) = &local.fwmark {
                 return not_yet(mark.span(), &"`fwmark`");
-            }
-            if let Some(dscp) = &local.dscp
-                && dscp.get_ref() != &Value::from("none")
-            {
-                return not_yet(dscp.span(), &"`dscp` other than \"none\"");
             }
         }
         if let Some(path) = file.path.first() {
@@ -230,9 +226,13 @@ impl Checker<'_> {
         }
         let listen = local.and_then(|local| local.listen.as_ref());
         let listen = listen.map(|text| self.parsed(text, parse::listen)).transpose()?;
+        let dscp = match local.and_then(|local| local.dscp.as_ref()) {
+            Some(value) => parse::dscp(value.get_ref()).map_err(|problem| self.source.at(value.span(), problem))?,
+            None => Dscp::None,
+        };
         let user = local.and_then(|local| local.user.as_ref());
         let user = user.map(|text| self.parsed(text, parse::user)).transpose()?;
-        Ok(LocalConfig { private_key, private_key_file, listen, user })
+        Ok(LocalConfig { private_key, private_key_file, listen, dscp, user })
     }
 
     fn peer(&mut self, file: &schema::File) -> Result<PeerConfig, Report> {

@@ -234,7 +234,7 @@ async fn drive(
     }
     let mut confinement = Confinement::prepare(options.sandbox, &config.local)?;
     let lookup = confinement.lookup(config.peer.endpoint.as_ref())?;
-    let (ports, socket) = Ports::open_first(config.local.listen, options.offloads.udp)?;
+    let (ports, socket) = Ports::open_first(config.local.listen, options.offloads.udp, config.local.dscp.own())?;
     let local = socket.local_addr().map_err(RunError::system("cannot read the socket's address"))?;
     let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
     let interface = interface::create(&netlink, &config, options.offloads.tun).await?;
@@ -245,9 +245,16 @@ async fn drive(
     let listener = status::Listener::open(&socket_path, confinement.user())
         .map_err(|source| RunError::StatusSocket { path: socket_path.clone(), source })?;
     confinement.close_process(&socket_path, &config)?;
-    let (dataplane, mailbox) =
-        Dataplane::start_with(device, socket, sender, receiver, link.levels(), confinement.close_loops())
-            .map_err(RunError::system("cannot start the packet loops"))?;
+    let (dataplane, mailbox) = Dataplane::start_with(
+        device,
+        socket,
+        config.local.dscp,
+        sender,
+        receiver,
+        link.levels(),
+        confinement.close_loops(),
+    )
+    .map_err(RunError::system("cannot start the packet loops"))?;
     info!("{} on interface {name}, UDP {local}", config.name);
 
     let (peer, followed) = watch::channel(None);
