@@ -146,7 +146,8 @@ fn open(criterion: &mut Criterion, load: &mut Load) {
     for cipher in CIPHERS {
         let [(mut sender, ..), (_, mut receiver, _)] = line::up(cipher);
         let mut batch = Batch::new(LAYOUT);
-        let mut inlet = Inlet { buffer: vec![0; 1 << 17], merger: Merger::new(Layer::Ip, Limits::default(), load.packets) };
+        let mut inlet =
+            Inlet { buffer: vec![0; 1 << 17], merger: Merger::new(Layer::Ip, Limits::default(), load.packets) };
         group.bench_function(cipher.name(), |bencher| {
             bencher.iter_custom(|times| {
                 let mut spent = Duration::ZERO;

@@ -47,11 +47,7 @@ fn auto(fits: u32) -> u32 {
 
 /// Makes the interface, with those of the offloads wished for that there are, and brings it up. It lives as long as the
 /// device.
-pub(super) async fn create(
-    netlink: &Netlink,
-    config: &Config,
-    wish: TunOffloads,
-) -> Result<(u32, Device), RunError> {
+pub(super) async fn create(netlink: &Netlink, config: &Config, wish: TunOffloads) -> Result<(u32, Device), RunError> {
     let own = config.local.private_key.public().map_err(|_| SetupError::from(CryptoFailure))?;
     let config = &config.link;
     let bridge = match &config.bridge {

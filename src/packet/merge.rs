@@ -277,9 +277,7 @@ impl Candidate<'_> {
             Version::V4 => same(0..network + 2) && same(network + 6..network + 10),
             // Behind the addresses, extensions.
             Version::V6 => {
-                same(0..network + 4)
-                    && same(network + 6..network + 8)
-                    && same(network + ip::V6_HEADER..start)
+                same(0..network + 4) && same(network + 6..network + 8) && same(network + ip::V6_HEADER..start)
             }
         };
         let inner = match found.protocol {
@@ -542,7 +540,10 @@ mod tests {
                 let input: Vec<_> = packets.into_iter().map(|p| (p, checksum == Checksum::Partial)).collect();
                 let writes = merge_in(model.layer(), Limits::default(), &input);
                 assert_eq!(writes, [(model.build(&payload, Checksum::Partial), model.gso(100))]);
-                assert_eq!(cut(model.layer(), &writes[0].0, &writes[0].1), model.segments(&payload, 100, Checksum::Full));
+                assert_eq!(
+                    cut(model.layer(), &writes[0].0, &writes[0].1),
+                    model.segments(&payload, 100, Checksum::Full)
+                );
             }
         }
     }
@@ -805,7 +806,10 @@ mod tests {
         for model in plain() {
             let mut packet = model.build(b"alone", Checksum::Partial);
             let header = Header { checksum: model.gso(0).checksum, ..Header::default() };
-            assert_eq!(merge_in(model.layer(), Limits::default(), &[(packet.clone(), true)]), [(packet.clone(), header)]);
+            assert_eq!(
+                merge_in(model.layer(), Limits::default(), &[(packet.clone(), true)]),
+                [(packet.clone(), header)]
+            );
             packet.extend([9; 7]);
             let writes = merge_in(model.layer(), Limits::default(), &[(packet.clone(), true)]);
             assert_eq!(writes, [(packet[..packet.len() - 7].to_vec(), header)], "nothing behind it is summed");
@@ -901,7 +905,8 @@ mod tests {
         layer.network(frame).unwrap()?;
         let packet = &frame[network(layer, frame)..];
         let addresses = if packet[0] >> 4 == 4 { 12..20 } else { 8..40 };
-        let ports = Transport::find(Layer::Ip, packet).map(|found| (found.protocol.number(), u32_at(packet, found.start)));
+        let ports =
+            Transport::find(Layer::Ip, packet).map(|found| (found.protocol.number(), u32_at(packet, found.start)));
         Some((packet[addresses].to_vec(), ports))
     }
 

@@ -304,12 +304,7 @@ mod tests {
     }
 
     /// A single packet, as it is afterwards, and whether it is partial.
-    fn whole(
-        layer: Layer,
-        header: &Header,
-        frame: &[u8],
-        checksums: Checksums,
-    ) -> Result<(Vec<u8>, bool), Refused> {
+    fn whole(layer: Layer, header: &Header, frame: &[u8], checksums: Checksums) -> Result<(Vec<u8>, bool), Refused> {
         let mut frame = frame.to_vec();
         match take(layer, header, &mut frame, checksums, ANY)? {
             Taken::Whole { partial } => Ok((frame, partial)),
@@ -417,8 +412,9 @@ mod tests {
         let gso = |kind, size| Header { gso: Some(Gso { kind, ecn: false, size }), ..good };
         let place = |start, offset| Header { checksum: Some(Place { start, offset }), ..good };
         let lone = |start, offset| Header { gso: None, ..place(start, offset) };
-        let refused =
-            |header: &Header, frame: &[u8], limit| take(Layer::Ip, header, &mut frame.to_vec(), Checksums::Full, limit).err();
+        let refused = |header: &Header, frame: &[u8], limit| {
+            take(Layer::Ip, header, &mut frame.to_vec(), Checksums::Full, limit).err()
+        };
         let malformed = Some(Refused::Malformed);
         assert_eq!(refused(&good, &frame, 1040), None);
         assert_eq!(refused(&good, &frame, 1039), Some(Refused::TooBig));

@@ -109,9 +109,7 @@ impl Model {
     pub fn each() -> impl Iterator<Item = Model> {
         let plain = || [Model::tcp4(), Model::tcp6(), Model::udp4(), Model::udp6()];
         let headers = [None, Some(vec![]), Some(vec![0x6007]), Some(vec![9, 7])];
-        headers.into_iter().flat_map(move |ethernet| {
-            plain().map(|model| Model { ethernet: ethernet.clone(), ..model })
-        })
+        headers.into_iter().flat_map(move |ethernet| plain().map(|model| Model { ethernet: ethernet.clone(), ..model }))
     }
 
     /// A packet with `length` bytes of payload and a complete checksum.
