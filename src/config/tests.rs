@@ -100,6 +100,25 @@ fn two_keys_may_be_listed_and_one_in_a_list() {
 }
 
 #[test]
+fn an_ethernet_joins_a_bridge_or_has_addresses_or_is_left_to_others() {
+    let (all, routes) =
+        (&BASE[BASE.find("address").unwrap()..BASE.find("\n\n[local]").unwrap()], "routes = [\"192.168.20.0/24\"]");
+    for (old, new, addresses, bridge) in [
+        (all, "layer = \"ethernet\"\nbridge = \"br0\"", 0, Some("br0")),
+        (all, "layer = \"ethernet\"", 0, None),
+        (routes, "layer = \"ethernet\"", 2, None),
+    ] {
+        let (config, warnings) = with(old, new).unwrap();
+        assert_eq!(warnings.len(), 1, "not even one of the published key: {warnings:?}");
+        assert_eq!((config.link.layer, config.link.bridge.as_deref()), (Layer::Ethernet, bridge));
+        assert_eq!(config.link.addresses.len(), addresses);
+    }
+    let joined = good(all, "layer = \"ethernet\"\nbridge = \"br0\"");
+    assert_eq!(joined.differences(&good(all, "layer = \"ethernet\"\nbridge = \"br1\"")), ["[link] bridge"]);
+    assert_eq!(good(all, "layer = \"ethernet\"").differences(&good(all, "layer = \"ip\"")), ["[link] layer"]);
+}
+
+#[test]
 fn what_else_changed_beside_the_keys_is_named() {
     let base = from_text(BASE).unwrap().0;
     let changed = [
