@@ -15,6 +15,7 @@ pub mod nft;
 pub mod nic;
 pub mod relay;
 pub mod udp;
+pub mod way;
 pub mod yard;
 
 // The instruments the demo measures with.
