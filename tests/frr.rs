@@ -17,9 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::lab::{Lab, Site};
-use common::{way, wait_until};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use common::{wait_until, way};
 use nix::unistd::{User, geteuid};
 use tieline::sys::netns::die_with_parent;
 
@@ -92,7 +90,7 @@ fn sites(carrier: &str) -> Lab {
     lab
 }
 
-/// FRR's daemons of one site, in a process namespace of their own: they all end when its first process does, as this does.
+/// FRR's daemons of one site, in a process namespace of their own: they all end when its first process does, and that with this.
 struct Daemons {
     first: Child,
     folder: tempfile::TempDir,
@@ -106,15 +104,18 @@ impl Daemons {
         chown(folder.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
         let at = folder.path().display();
         let options = format!("--vty_socket {at} -z {at}/zebra.api -A 127.0.0.1 -P 0");
-        let mut script = String::new();
+        // What they leave there is not for the machine's own.
+        let mut script = "mount -t tmpfs tmpfs /var/tmp\n".to_owned();
         for (name, config) in [("zebra", "hostname test\n"), (daemon, config)] {
             fs::write(folder.path().join(format!("{name}.conf")), config).unwrap();
             let own = format!("-i {at}/{name}.pid -f {at}/{name}.conf --log file:{at}/{name}.log");
-            script += &format!("{DAEMONS}/{name} {options} {own} &\nwhile [ ! -S {at}/{name}.vty ]; do sleep 0.05; done\n");
+            script +=
+                &format!("{DAEMONS}/{name} {options} {own} &\nwhile [ ! -S {at}/{name}.vty ]; do sleep 0.05; done\n");
         }
         script += "wait\n";
         let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--kill-child", "/bin/sh", "-c", &script]).stdin(Stdio::null());
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-c", &script]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         site.network.enter_at_start(&mut command).unwrap();
         die_with_parent(&mut command);
         Self { first: command.spawn().unwrap(), folder }
@@ -126,18 +127,15 @@ impl Drop for Daemons {
         let _ = self.first.kill();
         let _ = self.first.wait();
         if thread::panicking() {
-            for log in fs::read_dir(self.folder.path()).unwrap().flatten().filter(|file| file.path().extension().is_some_and(|ext| ext == "log")) {
+            for log in fs::read_dir(self.folder.path())
+                .unwrap()
+                .flatten()
+                .filter(|file| file.path().extension().is_some_and(|ext| ext == "log"))
+            {
                 eprintln!("── {} ──\n{}", log.path().display(), fs::read_to_string(log.path()).unwrap_or_default());
             }
         }
     }
-}
-
-/// Keeps what FRR leaves in /var/tmp from the machine's own.
-fn own_var_tmp() {
-    unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-    mount(Some("tmpfs"), "/var/tmp", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
 }
 
 /// BGP to the other site over both lines, the link being the better one; a broken line shows in 180 s, or by its carrier.
@@ -190,11 +188,11 @@ fn longest_gap(from: &Site, to: &Site, meanwhile: impl FnOnce()) -> Duration {
             let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
             while !over.load(Relaxed) {
                 if far.recv(&mut [0; 200]).is_ok() {
+                    longest = longest.max(last.elapsed());
                     last = Instant::now();
                 }
-                longest = longest.max(last.elapsed());
             }
-            longest
+            longest.max(last.elapsed())
         });
         meanwhile();
         thread::sleep(Duration::from_millis(500));
@@ -205,19 +203,20 @@ fn longest_gap(from: &Site, to: &Site, meanwhile: impl FnOnce()) -> Duration {
 
 /// The traffic between the two sites moves to the other line when the link is cut, and back.
 fn traffic_moves(name: &str, daemon: &str, config: fn(&Site, &Site) -> String) {
-    own_var_tmp();
     let lab = sites("peer");
     let _ends = lab.up();
     let (left, right) = (&lab.left, &lab.right);
-    let _daemons = [Daemons::start(left, daemon, &config(left, right)), Daemons::start(right, daemon, &config(right, left))];
+    let daemons =
+        [Daemons::start(left, daemon, &config(left, right)), Daemons::start(right, daemon, &config(right, left))];
     let places = [(left, at_home(right)), (right, at_home(left))];
     let started = Instant::now();
     // The other line has to be known too, or there is nothing to move to.
     let link = |patience, since| places.map(|(site, place)| way::until(site, place, site.inner[0], since, patience));
-    let backup = |patience, since| places.map(|(site, place)| way::until(site, place, on_backup(site), since, patience));
+    let backup =
+        |patience, since| places.map(|(site, place)| way::until(site, place, on_backup(site), since, patience));
     link(MEETING, started);
     println!("{name}: routes over the link after {:.1?}", started.elapsed());
-    wait_until("both lines being known", MEETING, || both_lines(&_daemons[0], daemon));
+    wait_until("both lines being known", MEETING, || both_lines(&daemons[0], daemon));
 
     for round in 0..2 {
         let mut moved = [Duration::ZERO; 2];
@@ -242,7 +241,8 @@ fn traffic_moves(name: &str, daemon: &str, config: fn(&Site, &Site) -> String) {
 /// Whether the daemon knows two ways, by its own account.
 fn both_lines(daemons: &Daemons, daemon: &str) -> bool {
     let ask = if daemon == "bgpd" { "show ip bgp 10.2.0.0/24" } else { "show ip ospf neighbor" };
-    let output = Command::new("vtysh").arg("--vty_socket").arg(daemons.folder.path()).args(["-d", daemon, "-c", ask]).output();
+    let output =
+        Command::new("vtysh").arg("--vty_socket").arg(daemons.folder.path()).args(["-d", daemon, "-c", ask]).output();
     let text = String::from_utf8(output.unwrap().stdout).unwrap();
     match daemon {
         "bgpd" => text.contains("2 available"),
@@ -270,13 +270,12 @@ scenario!(
         if !can_route() {
             return;
         }
-        own_var_tmp();
         let lab = sites("always");
         let (left_end, _right_end) = lab.up();
         let (left, right) = (&lab.left, &lab.right);
-        let _daemons = [Daemons::start(left, "bgpd", &bgp(left, right)), Daemons::start(right, "bgpd", &bgp(right, left))];
+        let daemons = [Daemons::start(left, "bgpd", &bgp(left, right)), Daemons::start(right, "bgpd", &bgp(right, left))];
         way::until(left, at_home(right), left.inner[0], Instant::now(), MEETING);
-        wait_until("both lines being known", MEETING, || both_lines(&_daemons[0], "bgpd"));
+        wait_until("both lines being known", MEETING, || both_lines(&daemons[0], "bgpd"));
         left.take_cable_down();
         left_end.wait_for_state("down");
         thread::sleep(Duration::from_secs(5));

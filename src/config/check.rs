@@ -14,7 +14,9 @@ use toml::{Spanned, Value};
 
 use super::report::{Problem, Report, Source};
 use super::schema::Texts;
-use super::{Carrier, Config, CryptoConfig, Endpoint, HooksConfig, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
+use super::{
+    Carrier, Config, CryptoConfig, Endpoint, HooksConfig, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema,
+};
 use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
 
 /// Keys of one kind that may be listed: an old one and a new one.
@@ -324,7 +326,11 @@ impl Checker<'_> {
         let path = std::path::absolute(&beside).unwrap_or(beside);
         if !path.is_file() {
             let what = format!("there is no program at {}", path.display());
-            self.warn(argv.span(), what, "put it there before it is needed: a hook that cannot be run is said in the log");
+            self.warn(
+                argv.span(),
+                what,
+                "put it there before it is needed: a hook that cannot be run is said in the log",
+            );
         }
         // A file's text is UTF-8, and so is what was made of it, unless the working folder is not.
         let path = path.to_string_lossy().into_owned();

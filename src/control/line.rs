@@ -33,7 +33,15 @@ pub(super) struct Line {
 impl Line {
     /// It begins down; who follows it learns of it from the receiver of `tell`.
     pub(super) fn new(sets_carrier: bool, tell: watch::Sender<bool>, hooks: watch::Sender<Option<News>>) -> Line {
-        Line { damping: Damping::default(), sets_carrier, on: false, closed: false, tell, hooks, reason: Reason::default() }
+        Line {
+            damping: Damping::default(),
+            sets_carrier,
+            on: false,
+            closed: false,
+            tell,
+            hooks,
+            reason: Reason::default(),
+        }
     }
 
     /// The link's state changed; `cause` says why it is not Up any more.
