@@ -45,6 +45,8 @@ pub struct Config {
     pub crypto: CryptoConfig,
     /// `liveness.interval`: how often a Report is sent, 50 ms to 60 s. The link is down after three missed.
     pub liveness_interval: Duration,
+    /// `[hooks]`: what is run when the line comes and goes.
+    pub hooks: HooksConfig,
 }
 
 /// The interface and what is sent into it.
@@ -89,6 +91,15 @@ pub enum Layer {
     Ip,
     /// Ethernet frames.
     Ethernet,
+}
+
+/// Programs with their arguments, each run without a shell; none where a list is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HooksConfig {
+    /// When the line is there: the program's absolute path comes first.
+    pub up: Vec<String>,
+    /// When it is gone, likewise.
+    pub down: Vec<String>,
 }
 
 /// The interface's MTU: the largest inner packet, in bytes, without an Ethernet header.
@@ -252,6 +263,8 @@ impl Config {
             (self.crypto.cipher == other.crypto.cipher, "[crypto] cipher"),
             (self.crypto.post_quantum == other.crypto.post_quantum, "[crypto] post_quantum"),
             (self.crypto.checksum == other.crypto.checksum, "[crypto] checksum"),
+            (self.hooks.up == other.hooks.up, "[hooks] up"),
+            (self.hooks.down == other.hooks.down, "[hooks] down"),
             (self.liveness_interval == other.liveness_interval, "[liveness] interval"),
         ]
         .into_iter()

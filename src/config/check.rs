@@ -14,7 +14,10 @@ use toml::Spanned;
 
 use super::report::{Problem, Report, Source};
 use super::schema::Texts;
-use super::{Carrier, Config, CryptoConfig, Endpoint, Layer, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
+use super::{
+    Carrier, Config, CryptoConfig, Endpoint, HooksConfig, Layer, LinkConfig, LocalConfig, Mtu, PeerConfig, parse,
+    schema,
+};
 use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
 use crate::packet::marks::Dscp;
 
@@ -35,6 +38,8 @@ pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, 
         Some(text) => checker.parsed(text, parse::interval)?,
         None => Duration::from_secs(1),
     };
+    let (up, down) = (checker.hook(file.hooks.up.as_ref())?, checker.hook(file.hooks.down.as_ref())?);
+    let hooks = HooksConfig { up, down };
     let schema::Crypto { cipher, post_quantum, checksum } = file.crypto;
     let config = Config {
         name: source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -44,6 +49,7 @@ pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, 
         peer,
         crypto: CryptoConfig { cipher, post_quantum, checksum },
         liveness_interval,
+        hooks,
     };
     Ok((config, checker.warnings))
 }
@@ -83,7 +89,7 @@ impl Checker<'_> {
     }
 
     /// Rejects what belongs to later versions; see the top of this file.
-    fn nothing_unsupported(&mut self, file: &schema::File) -> Result<(), Report> {
+    fn nothing_unsupported(&self, file: &schema::File) -> Result<(), Report> {
         let not_yet = |span, what: &dyn Display| {
             self.fail(span, format!("not supported by this version yet: {what}"), "take it out, or use a later version")
         };
@@ -101,9 +107,6 @@ impl Checker<'_> {
         }
         if let Some(path) = file.path.first() {
             return not_yet(path.span(), &"`[[path]]`");
-        }
-        if let Some(hooks) = &file.hooks {
-            return not_yet(hooks.span(), &"`[hooks]`");
         }
         Ok(())
     }
@@ -334,6 +337,36 @@ impl Checker<'_> {
         let path = self.source.path.parent().map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
         let key = read(&path).map_err(|error| self.source.at(span, Problem::new(error.to_string(), error.help())))?;
         Ok((key, path))
+    }
+
+    /// A program beside the config file or at an absolute path, and its arguments.
+    fn hook(&mut self, argv: Option<&Spanned<Vec<String>>>) -> Result<Vec<String>, Report> {
+        let Some(argv) = argv else { return Ok(Vec::new()) };
+        let help = "write the program's path and its arguments, as in [\"/usr/local/bin/notify\", \"up\"]";
+        let Some((program, arguments)) = argv.get_ref().split_first() else {
+            return self.fail(argv.span(), "the list is empty", help);
+        };
+        if !program.contains('/') {
+            let what = format!("`{program}` is not a path: hooks are run without a shell, and not looked for");
+            return self.fail(argv.span(), what, help);
+        }
+        if argv.get_ref().iter().any(|word| word.contains('\0')) {
+            return self.fail(argv.span(), "there is a NUL character in it", help);
+        }
+        let beside = self.source.path.parent().map_or_else(|| PathBuf::from(program), |folder| folder.join(program));
+        // It is run in another folder.
+        let path = std::path::absolute(&beside).unwrap_or(beside);
+        if !path.is_file() {
+            let what = format!("there is no program at {}", path.display());
+            self.warn(
+                argv.span(),
+                what,
+                "put it there before it is needed: a hook that cannot be run is said in the log",
+            );
+        }
+        // A file's text is UTF-8, and so is what was made of it, unless the working folder is not.
+        let path = path.to_string_lossy().into_owned();
+        Ok(std::iter::once(path).chain(arguments.iter().cloned()).collect())
     }
 
     fn ends_differ(&self, file: &schema::File, local: &LocalConfig, peer: &PeerConfig) -> Result<(), Report> {

@@ -130,6 +130,8 @@ fn what_else_changed_beside_the_keys_is_named() {
         ("[::]:7311", "[::]:7312", "[local] listen"),
         ("[peer]", "[peer]\nendpoint = \"203.0.113.7:7311\"", "[peer] endpoint"),
         ("[local]", "[crypto]\npost_quantum = false\n[local]", "[crypto] post_quantum"),
+        ("[local]", "[hooks]\nup = [\"/bin/true\"]\n[local]", "[hooks] up"),
+        ("[local]", "[hooks]\ndown = [\"/bin/true\"]\n[local]", "[hooks] down"),
         ("[local]", "[liveness]\ninterval = \"2s\"\n[local]", "[liveness] interval"),
     ];
     for (old, new, what) in changed {
@@ -169,6 +171,10 @@ checksum = "full"
 
 [liveness]
 interval = "500ms"
+
+[hooks]
+up   = ["/bin/sh", "-c", "true"]
+down = ["../Cargo.toml"]
 "#;
     let (config, warnings) = from_text(text).unwrap();
     assert_eq!(warnings.len(), 1, "one warning about published keys is enough: {warnings:?}");
@@ -176,6 +182,10 @@ interval = "500ms"
     assert_eq!((config.link.addresses.len(), config.link.routes.len()), (3, 4));
     assert_eq!((config.link.mtu, config.link.metric), (Mtu::Fixed(1420), Some(100)));
     assert_eq!(config.peer.endpoint.as_ref().unwrap().to_string(), "branch.example.net:7311");
+    assert_eq!((config.link.carrier, config.link.routes_follow), (Carrier::Always, false));
+    assert_eq!(config.hooks.up, ["/bin/sh", "-c", "true"]);
+    let beside = std::path::absolute("keys/../Cargo.toml").unwrap();
+    assert_eq!(config.hooks.down, [beside.to_str().unwrap()], "paths begin at the file's folder");
     let (cipher, checksum) = (CipherChoice::ChaCha20Poly1305, Checksum::Full);
     assert_eq!(config.crypto, CryptoConfig { cipher, post_quantum: false, checksum });
     assert_eq!(config.liveness_interval, Duration::from_millis(500));

@@ -208,7 +208,8 @@ impl Driver {
         {
             warn!("the interface's carrier stays as it was: {error}");
         }
-        self.line.tell(now, on);
+        let path = self.link.status().path.map(|path| path.peer);
+        self.line.tell(now, on, path.or(self.state.sought.first().copied()));
     }
 
     fn send(&mut self, now: Time, Transmit { path, datagram }: Transmit) {
@@ -238,7 +239,7 @@ impl Driver {
             line.log();
         }
         match event {
-            Event::State { state, .. } => self.line.hear(now, state),
+            Event::State { state, cause } => self.line.hear(now, state, cause),
             Event::WantSocket => self.open_port(now),
             Event::UsesSocket(id) => self.use_port(id),
             Event::NoAnswer { .. } => self.state.look_again = true,

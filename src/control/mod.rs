@@ -11,7 +11,7 @@
 //! [`run`] is a whole link: it makes the interface, opens the socket, starts the packet loops and drives the engine until
 //! it is told to stop; then it says goodbye and nothing is left. The driver carries out what the engine says, in
 //! its order, and never blocks. Around it: `resolver` finds the peer's addresses, `interface` keeps the MTU, [`status`]
-//! answers who asks, `line` says whether the line counts as there and `routes` go by it, `reload` reads changed keys, `story` finds the words for the log.
+//! answers who asks, `line` says whether the line counts as there, which `routes` and `hooks` go by, `reload` reads changed keys, `story` finds the words for the log.
 //!
 //! To embed a link in another program, give [`run_until`] a config and the moment to stop:
 //!
@@ -30,6 +30,7 @@ mod confine;
 mod damping;
 mod driver;
 mod entropy;
+mod hooks;
 mod interface;
 mod line;
 mod names;
@@ -42,6 +43,7 @@ mod story;
 
 pub use confine::Sandbox;
 pub use entropy::OsEntropy;
+pub use hooks::serve as serve_hooks;
 pub use names::serve as serve_names;
 
 use crate::config::{Checksum, CipherChoice, Config, CryptoConfig, Layer};
@@ -58,6 +60,7 @@ use crate::sys::tun::TunError;
 use crate::sys::udp::BindError;
 use confine::{Closed, Confinement};
 use driver::{Driver, DriverState, Inlets};
+use hooks::Hooks;
 use interface::{Interface, MtuKeeper};
 use line::Line;
 use ports::Ports;
@@ -234,6 +237,9 @@ async fn drive(
     }
     let mut confinement = Confinement::prepare(options.sandbox, &config.local)?;
     let lookup = confinement.lookup(config.peer.endpoint.as_ref())?;
+    let (news, told) = watch::channel(None);
+    let hooks = Hooks::start(&config, options.sandbox, told)
+        .map_err(RunError::system("cannot start the helper that runs the hooks"))?;
     let (ports, socket) = Ports::open_first(config.local.listen, options.offloads.udp, config.local.dscp.own())?;
     let local = socket.local_addr().map_err(RunError::system("cannot read the socket's address"))?;
     let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
@@ -280,10 +286,13 @@ async fn drive(
         sandbox,
     };
     let reload = Reload::new(config, reads);
-    let line = Line::new(sets_carrier, tell);
+    let line = Line::new(sets_carrier, tell, news);
     let state = DriverState::default();
     let driver = Driver { link, line, dataplane, ports, identity, reload, peer, largest, state };
     let result = driver.run(inlets, stop).await;
+    if let Some(hooks) = hooks {
+        hooks.finish().await;
+    }
     if result.is_ok() {
         info!("closed");
     }
