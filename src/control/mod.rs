@@ -55,7 +55,7 @@ use crate::sys::tun::TunError;
 use crate::sys::udp::BindError;
 use confine::{Closed, Confinement};
 use driver::{Driver, DriverState, Inlets};
-use interface::MtuKeeper;
+use interface::{MtuKeeper, Way};
 use ports::Ports;
 use reload::Reload;
 use resolver::{Families, Resolver};
@@ -233,10 +233,10 @@ async fn drive(
             .map_err(RunError::system("cannot start the packet loops"))?;
     info!("{} on interface {interface}, UDP {local}", config.name);
 
-    let (peer, followed) = watch::channel(None);
-    let (found, largest) = watch::channel(None);
+    let (way, followed) = watch::channel(Way::default());
+    let (tell, ceiling) = watch::channel(None);
     // It ends when the driver does, as nobody tells it where the peer is any more.
-    tokio::spawn(MtuKeeper::new(netlink, index, config.link.mtu).follow(followed, found));
+    tokio::spawn(MtuKeeper::new(netlink, index, config.link.mtu).follow(followed, tell));
     let inlets = Inlets {
         timer: Timer::new().map_err(RunError::system("cannot make a timer"))?,
         mailbox,
@@ -254,7 +254,7 @@ async fn drive(
         sandbox,
     };
     let reload = Reload::new(config, reads);
-    let driver = Driver { link, dataplane, ports, identity, reload, peer, largest, state: DriverState::default() };
+    let driver = Driver { link, dataplane, ports, identity, reload, way, ceiling, state: DriverState::default() };
     let result = driver.run(inlets, stop).await;
     if result.is_ok() {
         info!("closed");
@@ -280,6 +280,7 @@ fn params(config: &Config, options: Options, device: TunOffloads) -> Params {
         aes,
         chacha,
         post_quantum: config.crypto.post_quantum,
+        cut_frames: true,
         // Without the header the kernel could not be told which packets of either direction are partial.
         partial_checksum: config.crypto.checksum == Checksum::Partial && device.vnet_hdr,
         interval: config.liveness_interval,

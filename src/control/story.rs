@@ -2,6 +2,7 @@
 //!
 //! Only words are made here, and how often they may be said is decided; [`Line::log`] says them.
 
+use super::interface::inner;
 use super::resolver::listed;
 use crate::protocol::constants::{MISSED_REPORTS, NOTICE_SPACING, VERSION};
 use crate::protocol::control::State;
@@ -73,6 +74,10 @@ impl Story {
             Event::Session { epoch, rekeyed: true, .. } => Line::new(Level::DEBUG, format!("rekeyed, epoch {epoch}")),
             Event::Session { epoch, .. } => Line::new(Level::DEBUG, format!("a new session, epoch {epoch}")),
             Event::Path(path) => Line::new(Level::INFO, format!("the path moved to {}", path.peer)),
+            Event::Size { size } => Line::new(
+                Level::INFO,
+                format!("the way to the peer carries packets of up to {} bytes in one datagram", inner(*size)),
+            ),
             Event::WantSocket => Line::new(Level::INFO, "still no answer: trying from another local port"),
             Event::Keys(keys) => Line::new(Level::INFO, moved(*keys)),
             Event::UsesSocket(id) => Line::new(Level::DEBUG, format!("the line uses socket {}", id.0)),

@@ -1,4 +1,5 @@
-//! From the interface to the wire: read until the device is empty, cut, seal, send in runs. Never a timer to fill a batch.
+//! From the interface to the wire: read until the device is empty, cut, seal, send in runs; frames that do not fit one datagram go in
+//! pieces. Never a timer to fill a batch.
 
 use super::device::Device;
 use super::handoff::{Handoff, Inbox};
@@ -6,6 +7,7 @@ use super::mailbox::Outbox;
 use super::turns::{Turn, Turns};
 use super::{BATCH, LAYOUT, Seal, Traffic};
 use crate::packet::Batch;
+use crate::packet::pieces::Part;
 use crate::packet::split::{self, Checksums, Plan, Refused, Taken};
 use crate::protocol::constants::MIN_TRANSPORT;
 use crate::protocol::levels::Levels;
@@ -93,7 +95,11 @@ impl<S: Seal> Egress<S> {
                     if !in_place {
                         room[..frame.length].copy_from_slice(&self.staging[..frame.length]);
                     }
-                    self.outlet.batch.push(frame.length, flags(partial));
+                    if frame.length <= self.outlet.sender.longest() {
+                        self.outlet.batch.push(frame.length, flags(partial));
+                    } else if self.outlet.push_cut(frame.length, partial, &mut self.staging).is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
                 }
                 Ok(Taken::Run(plan)) => {
                     if self.outlet.send_run(&plan, &self.staging[..frame.length]).is_break() {
@@ -132,17 +138,52 @@ fn flags(partial: bool) -> u8 {
     if partial { data_flags::PARTIAL_CHECKSUM } else { 0 }
 }
 
+/// What a piece is sealed with.
+fn piece_flags(partial: bool, part: Part) -> u8 {
+    let piece = match part {
+        Part { first: true, last: true } => 0,
+        Part { first: true, last: false } => data_flags::FIRST_PIECE,
+        Part { first: false, last: true } => data_flags::LAST_PIECE,
+        Part { first: false, last: false } => data_flags::PIECE,
+    };
+    flags(partial) | piece
+}
+
 impl<S: Seal> Outlet<S> {
     /// What becomes of inner checksums under the session in use.
     fn checksums(&self) -> Checksums {
         if self.sender.partial_checksum() { Checksums::Partial } else { Checksums::Full }
     }
 
+    /// Takes the frame that lies in the batch's room as pieces. All of them must be in one batch, for so they are sealed under one key with
+    /// nothing between them: where there are too few places left, what is before it goes first.
+    fn push_cut(&mut self, length: usize, partial: bool, aside: &mut [u8]) -> ControlFlow<()> {
+        let longest = self.sender.longest();
+        let meta = |part| piece_flags(partial, part);
+        if self.batch.push_cut(length, longest, meta) {
+            return ControlFlow::Continue(());
+        }
+        if let Some(room) = self.batch.room() {
+            aside[..length].copy_from_slice(&room[..length]);
+            self.flush()?;
+        }
+        if let Some(room) = self.batch.room() {
+            room[..length].copy_from_slice(&aside[..length]);
+            self.batch.push_cut(length, longest, meta);
+        }
+        ControlFlow::Continue(())
+    }
+
     /// Cuts a super-packet into the batch and sends it, in as many goes as it takes.
     fn send_run(&mut self, plan: &Plan, frame: &[u8]) -> ControlFlow<()> {
         let mut next = 0;
         while next < plan.count() {
-            next = plan.fill(next, frame, &mut self.batch, &flags(plan.is_partial()));
+            let (partial, longest) = (plan.is_partial(), self.sender.longest());
+            next = if plan.length(0) <= longest {
+                plan.fill(next, frame, &mut self.batch, &flags(partial))
+            } else {
+                plan.fill_cut(next, frame, &mut self.batch, longest, |part| piece_flags(partial, part))
+            };
             self.flush()?;
         }
         ControlFlow::Continue(())
@@ -182,11 +223,17 @@ impl<S: Seal> Outlet<S> {
             None => SendReport { failed: self.batch.len(), ..SendReport::default() },
         };
         self.sender.handed_over();
+        // A frame is counted with its first piece.
+        let first = |flags: &u8| matches!(flags & data_flags::PIECE, 0 | data_flags::FIRST_PIECE);
+        let frames = self.batch.iter().filter(|(_, flags)| first(flags)).count();
         self.batch.clear();
-        self.traffic.packets.add(report.sent as u64);
+        self.traffic.packets.add(frames.min(report.sent) as u64);
         self.traffic.bytes.add((report.bytes - report.sent * MIN_TRANSPORT) as u64);
         self.traffic.errors.add(report.failed as u64);
-        (0..report.too_big).for_each(|_| self.levels.drops.too_big.bump());
+        if report.too_big > 0 {
+            (0..report.too_big).for_each(|_| self.levels.drops.too_big.bump());
+            self.outbox.too_big();
+        }
         if let (Some(path), Some(error)) = (path, report.error) {
             self.blame(path, error);
         }

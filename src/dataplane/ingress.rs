@@ -5,9 +5,10 @@ use super::handoff::{Handoff, Inbox};
 use super::mailbox::Outbox;
 use super::sockets;
 use super::turns::{Turn, Turns};
-use super::{Open, Traffic};
+use super::{FRAME, Open, Traffic};
 use crate::packet::merge::{Limits, Merger, Write};
-use crate::protocol::constants::{HEADER, TAG};
+use crate::packet::pieces::{Bounds, Joined, Name, Part, Pieces};
+use crate::protocol::constants::{HEADER, PIECE_TIME, TAG};
 use crate::protocol::levels::Levels;
 use crate::protocol::wire::data_flags;
 use crate::protocol::{IngressUpdate, Path, Received, SocketId, Time};
@@ -29,14 +30,20 @@ const ROOM: usize = 1 << 16;
 /// Packets a batch is expected to have; more only make the merger's lists grow.
 const PACKETS: usize = 1_024;
 
+/// Where what was received ends, and frames put together of pieces that came apart begin; of those a batch's worth.
+const PUT_TOGETHER: usize = ROOMS * ROOM;
+/// Pieces that wait for the others of their frame. Memory that nothing is kept in is not touched.
+const WAITING: Bounds = Bounds { pieces: 1_024, bytes: 1 << 20, time: PIECE_TIME.as_nanos() as u64, frame: FRAME };
+
 /// All the ingress loop owns.
 pub(super) struct Ingress<O> {
     device: Arc<Device>,
     receiver: O,
     inbox: Inbox<IngressUpdate>,
-    /// [`ROOMS`] rooms, one after the other.
+    /// [`ROOMS`] rooms, one after the other, and room for frames put together.
     buffer: Box<[u8]>,
     receives: ReceiveBatch,
+    pieces: Pieces,
     merger: Merger,
     levels: Arc<Levels>,
     traffic: Arc<Traffic>,
@@ -57,7 +64,8 @@ impl<O: Open> Ingress<O> {
             device,
             receiver,
             inbox: Inbox::new(handoff),
-            buffer: vec![0; ROOMS * ROOM].into(),
+            buffer: vec![0; 2 * PUT_TOGETHER].into(),
+            pieces: Pieces::new(WAITING),
             receives: ReceiveBatch::new(ROOMS),
             levels,
             traffic,
@@ -85,7 +93,7 @@ impl<O: Open> Ingress<O> {
     /// Fills the rooms from one socket, and says how many. An error that is not the socket's end is no evidence of
     /// anything: it is counted.
     fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
-        match self.receives.receive(socket, self.buffer.chunks_exact_mut(ROOM)) {
+        match self.receives.receive(socket, self.buffer[..PUT_TOGETHER].chunks_exact_mut(ROOM)) {
             Ok(filled) => Ok(filled),
             Err(error) if udp::is_fatal(&error) => Err(error),
             Err(_) => {
@@ -130,6 +138,21 @@ impl<O: Open> Ingress<O> {
                     Received::Control { session, counter } => {
                         self.outbox.control(path, session, counter, &self.buffer[plaintext(range)]);
                     }
+                    Received::Piece { flags, session, counter } => {
+                        let piece = (Name { origin: session, number: counter }, part(flags));
+                        let text = plaintext(range.clone());
+                        match self.pieces.push(&mut self.buffer, PUT_TOGETHER, range, text, piece, now.0) {
+                            Joined::Waits => {}
+                            Joined::Whole(frame) => {
+                                let partial = flags & data_flags::PARTIAL_CHECKSUM != 0;
+                                if self.merger.push(&self.buffer, frame, partial).is_err() {
+                                    self.levels.drops.malformed.bump();
+                                }
+                            }
+                            Joined::TooLong => self.levels.drops.malformed.bump(),
+                            Joined::NoRoom => self.traffic.errors.add(1),
+                        }
+                    }
                     Received::Nothing => {}
                 }
                 if start >= end {
@@ -149,6 +172,7 @@ impl<O: Open> Ingress<O> {
             device.write(&write.header(), write.parts().map(|part| &buffer[part]))
         })?;
         self.merger.clear();
+        self.pieces.finish(&self.buffer);
         self.traffic.packets.add(delivered.packets as u64);
         self.traffic.bytes.add(delivered.bytes as u64);
         self.traffic.errors.add(delivered.lost as u64);
@@ -186,6 +210,12 @@ impl<O: Open> Turns for Ingress<O> {
         // Also when only the bell rang.
         Ok(if self.take_updates().is_break() { Turn::Stop } else { turn })
     }
+}
+
+/// Which piece of its frame a datagram has.
+fn part(flags: u8) -> Part {
+    let piece = flags & data_flags::PIECE;
+    Part { first: piece == data_flags::FIRST_PIECE, last: piece == data_flags::LAST_PIECE }
 }
 
 /// What an opened datagram carries.
