@@ -47,6 +47,7 @@ impl Sizes {
     /// A session from a new cold open: the peer may have been started anew, and its marks with it.
     pub(super) fn new_peer(&mut self) {
         (self.arrived, self.path) = (Arrived::default(), None);
+        self.search.stop();
     }
 
     /// Searches `path` from now on, unless it does; `None` ends it. Only where the line goes is anything probed, and it goes
