@@ -45,7 +45,8 @@ impl End {
                 let message = Small::new(&text(datagram));
                 self.link.handle_input(now, Input::Control { path, session, counter, message });
             }
-            Received::Nothing => {}
+            // A piece of a larger frame comes only where both ends' `Params` say that they put them together.
+            Received::Piece { .. } | Received::Nothing => {}
         }
         while let Some(notice) = self.receiver.poll_notice() {
             self.link.handle_input(now, Input::Notice(notice));

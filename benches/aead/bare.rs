@@ -53,6 +53,9 @@ impl Seal for Sender {
         false
     }
 
+    fn longest(&self) -> usize {
+        usize::MAX
+    }
     fn partial_checksum(&self) -> bool {
         FLAGS & data_flags::PARTIAL_CHECKSUM != 0
     }

@@ -204,6 +204,9 @@ fn traffic(traffic: &Traffic) -> String {
     if let Some(loss) = traffic.loss_ratio {
         let _ = write!(text, ", {:.1} % lost lately", loss * 100.0);
     }
+    if let (Some(mtu), Some(since)) = (traffic.mtu, &traffic.mtu_since) {
+        let _ = write!(text, ", mtu {mtu} since {since}");
+    }
     text
 }
 
@@ -245,7 +248,13 @@ mod tests {
     use crate::control::status::{Local, Path as Line, Peer, Session};
 
     fn status() -> Status {
-        let traffic = |packets, bytes, loss_ratio| Traffic { packets, bytes, loss_ratio };
+        let traffic = |packets, bytes, loss_ratio, mtu| Traffic {
+            packets,
+            bytes,
+            loss_ratio,
+            mtu: Some(mtu),
+            mtu_since: Some("2026-01-02T03:04:06Z".into()),
+        };
         Status {
             version: 1,
             name: "hq".into(),
@@ -272,8 +281,8 @@ mod tests {
                 mtu: Some(1440),
                 rtt_ms: Some(12.1),
                 jitter_ms: Some(0.3),
-                tx: traffic(1_234, 1_234_567, Some(0.0)),
-                rx: traffic(7, 588, Some(0.25)),
+                tx: traffic(1_234, 1_234_567, Some(0.0), 1440),
+                rx: traffic(7, 588, Some(0.25), 1272),
             },
             drops: Drops { replayed: 3, too_big: 1, ..Drops::default() },
             offloads: Default::default(),
@@ -297,8 +306,8 @@ tl0 (hq): up since 2026-01-02T03:04:05Z
   carrier   on
   session   aes-256-gcm, post-quantum, epoch 3, 41 s old
   path      mtu 1440, rtt 12.1 ms, jitter 0.3 ms
-  sent      1234 packets, 1.2 MB, 0.0 % lost lately
-  received  7 packets, 588 B, 25.0 % lost lately
+  sent      1234 packets, 1.2 MB, 0.0 % lost lately, mtu 1440 since 2026-01-02T03:04:06Z
+  received  7 packets, 588 B, 25.0 % lost lately, mtu 1272 since 2026-01-02T03:04:06Z
   dropped   3 replayed, 1 too big
   sandbox   user tieline, net_admin, seccomp, landlock
 ";
@@ -307,7 +316,7 @@ tl0 (hq): up since 2026-01-02T03:04:05Z
 
     #[test]
     fn a_link_that_is_down_shows_only_what_is_known() {
-        let nothing = Traffic { packets: 0, bytes: 0, loss_ratio: None };
+        let nothing = Traffic { packets: 0, bytes: 0, loss_ratio: None, mtu: None, mtu_since: None };
         let status = Status {
             state: State::Down,
             peer: Peer { endpoint: None, ..status().peer },

@@ -3,11 +3,12 @@
 //! The engine's order is kept: keys reach the ingress loop before the datagram that lets the peer use them. Nothing here
 //! waits but the one select; a datagram that cannot be sent now is lost, as on any wire.
 
+use super::interface::Way;
 use super::line::Line;
 use super::ports::Ports;
 use super::reload::Reload;
 use super::resolver::Resolver;
-use super::status::{Client, Identity, Listener, Moment, WallClock};
+use super::status::{Client, Identity, Listener, Moment, Since, WallClock};
 use super::story::Story;
 use super::{RunError, clock, keys};
 use crate::dataplane::{Dataplane, Mailbox, Message};
@@ -17,7 +18,7 @@ use crate::sys::memory;
 use crate::sys::timer::Timer;
 use crate::sys::udp;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::Signal;
@@ -46,6 +47,13 @@ impl Inlets {
     }
 }
 
+/// Waits for a change; for ever once there can be none.
+async fn changed(of: &mut watch::Receiver<Option<u16>>) {
+    if of.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// What woke it.
 // The large one is the usual one, and boxing it would allocate for each.
 #[allow(clippy::large_enum_variant)]
@@ -54,6 +62,7 @@ enum Woken {
     Mail(Message),
     Addresses(Vec<SocketAddr>),
     Asked(Client),
+    Ceiling,
     Hangup,
     Stop,
 }
@@ -66,10 +75,10 @@ pub(super) struct Driver {
     pub(super) ports: Ports,
     pub(super) identity: Identity,
     pub(super) reload: Reload,
-    /// Where the peer is, for whoever keeps the MTU …
-    pub(super) peer: watch::Sender<Option<IpAddr>>,
-    /// … and the largest inner packet that fits one datagram there.
-    pub(super) largest: watch::Receiver<Option<u32>>,
+    /// The way to the peer, for whoever keeps the MTU …
+    pub(super) way: watch::Sender<Way>,
+    /// … and the largest datagram that the own interface takes there.
+    pub(super) ceiling: watch::Receiver<Option<u16>>,
     pub(super) state: DriverState,
 }
 
@@ -77,7 +86,8 @@ pub(super) struct Driver {
 #[derive(Default)]
 pub(super) struct DriverState {
     story: Story,
-    wall_clock: WallClock,
+    /// For when the state changed, and when each direction's size was found.
+    wall_clocks: [WallClock; 3],
     /// Where the peer is looked for.
     sought: Vec<SocketAddr>,
     /// Nothing answers: the name may mean another address by now.
@@ -121,6 +131,7 @@ impl Driver {
                 message = inlets.mailbox.recv() => Woken::Mail(message),
                 addresses = inlets.resolver.next() => Woken::Addresses(addresses),
                 client = inlets.listener.next() => Woken::Asked(client),
+                () = changed(&mut self.ceiling) => Woken::Ceiling,
                 () = Inlets::hangup(&mut inlets.hangups) => Woken::Hangup,
                 () = &mut stop, if by.is_none() => Woken::Stop,
             };
@@ -146,6 +157,7 @@ impl Driver {
                 debug!("user data cannot leave from the address in use: {error}");
                 self.link.handle_send_failure(now, path);
             }
+            Woken::Mail(Message::TooBig) => self.link.handle_too_big(now, None),
             Woken::Mail(Message::LoopDied { which, error }) => {
                 let interface = self.identity.interface.clone();
                 self.end(now, Err(RunError::LoopDied { which, interface, source: error }));
@@ -153,6 +165,11 @@ impl Driver {
             Woken::Addresses(addresses) => {
                 self.link.handle_addresses(now, &addresses);
                 self.state.sought = addresses;
+            }
+            Woken::Ceiling => {
+                if let Some(ceiling) = *self.ceiling.borrow_and_update() {
+                    self.link.handle_ceiling(now, ceiling);
+                }
             }
             Woken::Hangup => self.reload(now),
             Woken::Asked(client) => client.answer(&self.status(now)),
@@ -192,12 +209,14 @@ impl Driver {
                 Output::Event(event) => self.hear(now, event),
             }
         }
-        let path = self.link.status().path.map(|path| path.peer);
+        let link = self.link.status();
+        let path = link.path.map(|path| path.peer);
         if let Err(error) = self.dataplane.admit(path) {
             debug!("what the peer sends may come later than what others do: {error}");
         }
         let peer = path.or(self.state.sought.first().copied()).map(|address| address.ip());
-        self.peer.send_if_modified(|told| std::mem::replace(told, peer) != peer);
+        let way = Way { peer, found: link.tx_size.map(|found| found.size) };
+        self.way.send_if_modified(|told| std::mem::replace(told, way) != way);
     }
 
     /// Lets the rest of the machine see that the line came or went.
@@ -221,6 +240,10 @@ impl Driver {
         }
         match sent {
             Ok(()) => {}
+            Err(error) if udp::is_too_big(&error) => {
+                let length = u16::try_from(datagram.len()).unwrap_or(u16::MAX);
+                self.link.handle_too_big(now, Some(length));
+            }
             // A full buffer, or a datagram for a socket that has gone meanwhile.
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotFound) => {
                 debug!("a datagram to {} was not sent: {error}", path.peer);
@@ -272,12 +295,17 @@ impl Driver {
 
     fn status(&mut self, now: Time) -> String {
         let (link, levels) = (self.link.status(), self.link.levels());
-        let since = self.state.wall_clock.show(link.since, now, SystemTime::now());
+        let [state, tx, rx] = &mut self.state.wall_clocks;
+        let show = |clock: &mut WallClock, moment| clock.show(moment, now, SystemTime::now());
+        let since = Since {
+            state: show(state, link.since),
+            sizes: [(tx, link.tx_size), (rx, link.rx_size)].map(|(clock, found)| show(clock, found?.since)),
+        };
         let moment = Moment {
             now,
             link,
             sought: self.state.sought.first().copied(),
-            mtu: *self.largest.borrow(),
+            ceiling: *self.ceiling.borrow(),
             counters: self.dataplane.counters(),
             drops: &levels.drops,
             offloads: self.dataplane.offloads(),

@@ -1,4 +1,4 @@
-//! The link's interface: made at start with its addresses and routes, and kept at the MTU that fits the way to the peer.
+//! The link's interface: made at start with its addresses and routes, and kept at the MTU that was found for the way to the peer.
 //!
 //! There is no undoing here: the kernel takes the interface, its addresses and its routes away when the last descriptor of
 //! the device closes, also after kill -9.
@@ -32,16 +32,26 @@ const QUEUE: u32 = 2_000;
 /// The way to the peer is looked at this often: its route may have changed.
 const REFRESH: Duration = Duration::from_secs(60);
 
-/// The largest inner packet that fits one datagram on a way that carries `outer` bytes to `peer`: less the IP header
-/// without options, the UDP header, the transport header and tag, and what a frame has around a packet.
-fn fits(outer: u32, peer: IpAddr, layer: Layer) -> u32 {
+/// The largest datagram on a way that carries `outer` bytes to `peer`: less the IP header without options and the UDP header.
+/// None larger than the largest packet needs is counted.
+fn datagram(outer: u32, peer: IpAddr, layer: Layer) -> u16 {
     let ip = if peer.is_ipv4() { 20 } else { 40 };
-    outer.saturating_sub(ip + 8 + (MIN_TRANSPORT + layer.overhead()) as u32).min(MAX_MTU)
+    outer.saturating_sub(ip + 8).min(MAX_MTU + around(layer)) as u16
 }
 
-/// What `mtu = "auto"` is where packets of that size fit.
+/// The largest inner packet that fits a datagram of this size.
+pub(super) fn inner(datagram: u16, layer: Layer) -> u32 {
+    u32::from(datagram).saturating_sub(around(layer))
+}
+
+/// What a datagram has around an inner packet: the transport header and tag, and what a frame has around a packet.
+fn around(layer: Layer) -> u32 {
+    (MIN_TRANSPORT + layer.overhead()) as u32
+}
+
+/// What `mtu = "auto"` is where packets of that size fit one datagram.
 fn auto(fits: u32) -> u32 {
-    fits.max(MIN_MTU)
+    fits.clamp(MIN_MTU, MAX_MTU)
 }
 
 /// An interface that is up.
@@ -76,7 +86,7 @@ pub(super) async fn create(netlink: &Netlink, config: &Config, wish: TunOffloads
     let mtu = match config.mtu {
         Mtu::Fixed(mtu) => mtu.into(),
         // The peer may be reached over IPv6.
-        Mtu::Auto => fits(USUAL_MTU, IpAddr::V6(Ipv6Addr::UNSPECIFIED), layer),
+        Mtu::Auto => auto(inner(datagram(USUAL_MTU, IpAddr::V6(Ipv6Addr::UNSPECIFIED), layer), layer)),
     };
     netlink.set_mtu(index, mtu).await?;
     set_longest(netlink, index, mtu, layer).await;
@@ -118,7 +128,7 @@ fn take_carrier(device: &Device, interface: &str) -> bool {
 }
 
 /// What the config's layer means to the packet path.
-fn layer(config: &LinkConfig) -> Layer {
+pub(super) fn layer(config: &LinkConfig) -> Layer {
     match config.layer {
         config::Layer::Ip => Layer::Ip,
         config::Layer::Ethernet => Layer::Ethernet,
@@ -173,6 +183,15 @@ async fn set_longest(netlink: &Netlink, index: u32, mtu: u32, layer: Layer) {
     }
 }
 
+/// The way to the peer, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Way {
+    /// Where the peer is.
+    pub(super) peer: Option<IpAddr>,
+    /// The largest datagram that was found to arrive.
+    pub(super) found: Option<u16>,
+}
+
 /// Keeps the interface's MTU right for the way to the peer.
 pub(super) struct MtuKeeper {
     netlink: Netlink,
@@ -180,39 +199,42 @@ pub(super) struct MtuKeeper {
     config: Mtu,
     layer: Layer,
     set: Option<u32>,
-    warned: Option<u32>,
+    said: Option<u32>,
 }
 
 impl MtuKeeper {
     pub(super) fn new(netlink: Netlink, index: u32, config: &LinkConfig) -> MtuKeeper {
-        MtuKeeper { netlink, index, config: config.mtu, layer: layer(config), set: None, warned: None }
+        MtuKeeper { netlink, index, config: config.mtu, layer: layer(config), set: None, said: None }
     }
 
-    /// Follows `peer` for ever, and tells the largest inner packet that fits one datagram there.
-    pub(super) async fn follow(
-        mut self,
-        mut peer: watch::Receiver<Option<IpAddr>>,
-        largest: watch::Sender<Option<u32>>,
-    ) {
+    /// Follows the way for ever, and tells the largest datagram that the route to the peer takes: more need not be tried.
+    pub(super) async fn follow(mut self, mut way: watch::Receiver<Way>, ceiling: watch::Sender<Option<u16>>) {
         loop {
-            let address = *peer.borrow_and_update();
-            if let Some(address) = address {
-                match self.look(address).await {
-                    Ok(fits) => _ = largest.send_replace(Some(fits)),
-                    // The routing tables say so soon enough: sending fails.
-                    Err(error) => debug!("the interface's MTU stays: {error}"),
+            let Way { peer, found } = *way.borrow_and_update();
+            if let Some(peer) = peer {
+                match self.netlink.route_to(peer).await {
+                    Ok(route) => {
+                        let most = Some(datagram(route.mtu, peer, self.layer));
+                        ceiling.send_if_modified(|told| std::mem::replace(told, most) != most);
+                    }
+                    // Sending fails too, which says so soon enough.
+                    Err(error) => debug!("what the route to {peer} takes is not known: {error}"),
                 }
             }
+            if let Some(found) = found
+                && let Err(error) = self.fit(inner(found, self.layer)).await
+            {
+                debug!("the interface's MTU stays: {error}");
+            }
             tokio::select! {
-                changed = peer.changed() => if changed.is_err() { return },
+                changed = way.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(REFRESH) => {}
             }
         }
     }
 
-    async fn look(&mut self, peer: IpAddr) -> Result<u32, NetlinkError> {
-        let outer = self.netlink.route_to(peer).await?.mtu;
-        let fits = fits(outer, peer, self.layer);
+    /// Packets of so many bytes fit one datagram.
+    async fn fit(&mut self, fits: u32) -> Result<(), NetlinkError> {
         let mtu = match self.config {
             Mtu::Fixed(mtu) => mtu.into(),
             Mtu::Auto => auto(fits),
@@ -221,24 +243,22 @@ impl MtuKeeper {
             self.netlink.set_mtu(self.index, mtu).await?;
             set_longest(&self.netlink, self.index, mtu, self.layer).await;
             self.set = Some(mtu);
-            info!("MTU {mtu}: the way to {peer} carries packets of {outer} bytes");
+            info!("the interface's MTU is {mtu}");
         }
-        if mtu > fits && self.warned != Some(fits) {
-            self.warned = Some(fits);
-            warn!("{}", too_large(mtu, fits, peer, self.config));
+        if mtu > fits && self.said.replace(fits) != Some(fits) {
+            info!("{}", in_pieces(mtu, fits, self.config));
         }
-        Ok(fits)
+        Ok(())
     }
 }
 
-fn too_large(mtu: u32, fits: u32, peer: IpAddr, config: Mtu) -> String {
-    let what =
-        format!("the interface's MTU is {mtu}, but {fits} bytes are all that fits one datagram on the way to {peer}");
-    let help = match config {
-        Mtu::Fixed(_) if fits >= MIN_MTU => format!("set mtu = \"auto\", or {fits} at most, in [link]"),
-        _ => format!("{MIN_MTU} is the least an interface with IPv6 can have; raise the MTU of the way to the peer"),
-    };
-    format!("{what}: larger packets are dropped; {help}")
+/// What to know of an interface whose packets may be larger than a datagram.
+fn in_pieces(mtu: u32, fits: u32, config: Mtu) -> String {
+    let what = format!("packets of more than {fits} bytes, up to the interface's MTU of {mtu}, go in pieces");
+    match config {
+        Mtu::Fixed(_) if fits >= MIN_MTU => format!("{what}; mtu = \"auto\" in [link] is faster where {fits} will do"),
+        _ => format!("{what}: {MIN_MTU} is the least an interface with IPv6 can have"),
+    }
 }
 
 #[cfg(test)]
@@ -252,13 +272,14 @@ mod tests {
 
     #[test]
     fn sizes_on_known_ways() {
-        let ip = |outer, peer| fits(outer, peer, Layer::Ip);
-        assert_eq!((ip(1500, V4), ip(1500, V6)), (1440, 1420));
-        assert_eq!((ip(1492, V4), ip(65_536, V4), ip(20, V6)), (1432, 9_000, 0));
+        let ip = |outer, peer| datagram(outer, peer, Layer::Ip);
+        assert_eq!((ip(1500, V4), ip(1500, V6)), (1472, 1452));
+        assert_eq!((ip(1492, V4), ip(65_536, V4), ip(20, V6)), (1464, 9_032, 0));
+        assert_eq!((inner(1472, Layer::Ip), inner(20, Layer::Ip)), (1440, 0));
         // 14 bytes of header and two tags of 4.
-        assert_eq!((fits(1500, V4, Layer::Ethernet), fits(1582, V4, Layer::Ethernet)), (1418, 1500));
-        assert_eq!(auto(ip(1500, V4)), 1440);
-        assert_eq!(auto(ip(1280, V6)), 1280, "never below what IPv6 needs, though it does not fit");
+        let ethernet = [1500, 1582, 65_536].map(|outer| inner(datagram(outer, V4, Layer::Ethernet), Layer::Ethernet));
+        assert_eq!(ethernet, [1418, 1500, 9_000]);
+        assert_eq!((auto(1440), auto(1200), auto(9_000)), (1440, 1280, 9_000), "never below what IPv6 needs");
     }
 
     #[test]
@@ -276,11 +297,11 @@ mod tests {
 
     #[test]
     fn advice_fits_the_case() {
-        let fixed = too_large(1500, 1440, V4, Mtu::Fixed(1500));
-        assert!(fixed.contains("mtu = \"auto\", or 1440 at most"), "{fixed}");
+        let fixed = in_pieces(1500, 1440, Mtu::Fixed(1500));
+        assert!(fixed.contains("more than 1440 bytes") && fixed.contains("mtu = \"auto\""), "{fixed}");
         for config in [Mtu::Fixed(1280), Mtu::Auto] {
-            let small = too_large(1280, 1200, V6, config);
-            assert!(small.contains("raise the MTU of the way"), "{small}");
+            let small = in_pieces(1280, 1200, config);
+            assert!(small.contains("1280 is the least"), "{small}");
         }
     }
 
@@ -379,14 +400,19 @@ mod tests {
             assert_eq!(netlink.route_to("198.51.100.7".parse().unwrap()).await.unwrap().oif, index);
             assert_eq!(netlink.route_to("fd77::7".parse().unwrap()).await.unwrap().oif, index);
 
-            let (peer, watched) = watch::channel(None);
-            let (tell, mut largest) = watch::channel(None);
+            let (way, watched) = watch::channel(Way::default());
+            let (tell, mut ceiling) = watch::channel(None);
             let keeper = tokio::spawn(MtuKeeper::new(netlink.clone(), index, &config.link).follow(watched, tell));
-            peer.send_replace(Some(V4));
-            largest.changed().await.unwrap();
-            assert_eq!(*largest.borrow(), Some(1432));
-            assert_eq!(netlink.mtu(index).await.unwrap(), 1432);
-            drop(peer);
+            way.send_replace(Way { peer: Some(V4), found: None });
+            ceiling.changed().await.unwrap();
+            assert_eq!(*ceiling.borrow(), Some(1464));
+            assert_eq!(netlink.mtu(index).await.unwrap(), 1420, "until it is found what passes");
+            for (found, mtu) in [(1464, 1432), (1272, 1280), (1400, 1368)] {
+                way.send_replace(Way { peer: Some(V4), found: Some(found) });
+                let set = async { while netlink.mtu(index).await.unwrap() != mtu {} };
+                tokio::time::timeout(Duration::from_secs(10), set).await.unwrap();
+            }
+            drop(way);
             keeper.await.unwrap();
 
             drop(device);

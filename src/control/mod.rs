@@ -61,7 +61,7 @@ use crate::sys::udp::BindError;
 use confine::{Closed, Confinement};
 use driver::{Driver, DriverState, Inlets};
 use hooks::Hooks;
-use interface::{Interface, MtuKeeper};
+use interface::{Interface, MtuKeeper, Way};
 use line::Line;
 use ports::Ports;
 use reload::Reload;
@@ -263,8 +263,8 @@ async fn drive(
     .map_err(RunError::system("cannot start the packet loops"))?;
     info!("{} on interface {name}, UDP {local}", config.name);
 
-    let (peer, followed) = watch::channel(None);
-    let (found, largest) = watch::channel(None);
+    let (way, followed) = watch::channel(Way::default());
+    let (found, ceiling) = watch::channel(None);
     let (tell, line) = watch::channel(false);
     // They end when the driver does, as nobody tells them any more where the peer is and how the line is.
     tokio::spawn(Routes::new(netlink.clone(), index, &config.link).follow(line));
@@ -280,6 +280,7 @@ async fn drive(
     let identity = status::Identity {
         name: config.name.clone(),
         interface: name.clone(),
+        layer: interface::layer(&config.link),
         own: config.local.private_key.public().map_err(|_| SetupError::from(CryptoFailure))?,
         peers: config.peer.public_keys.clone(),
         preshared: config.peer.preshared_keys.len(),
@@ -288,7 +289,7 @@ async fn drive(
     let reload = Reload::new(config, reads);
     let line = Line::new(sets_carrier, tell, news);
     let state = DriverState::default();
-    let driver = Driver { link, line, dataplane, ports, identity, reload, peer, largest, state };
+    let driver = Driver { link, line, dataplane, ports, identity, reload, way, ceiling, state };
     let result = driver.run(inlets, stop).await;
     if let Some(hooks) = hooks {
         hooks.finish().await;
@@ -317,6 +318,7 @@ fn params(config: &Config, options: Options, device: TunOffloads) -> Params {
         aes,
         chacha,
         post_quantum: config.crypto.post_quantum,
+        cut_frames: true,
         // Without the header the kernel could not be told which packets of either direction are partial.
         partial_checksum: config.crypto.checksum == Checksum::Partial && device.vnet_hdr,
         ethernet: config.link.layer == Layer::Ethernet,

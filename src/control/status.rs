@@ -7,9 +7,11 @@ mod socket;
 pub use socket::{AskError, ask, run_dir, running, socket_path};
 pub(super) use socket::{Client, Listener, is_live};
 
+use super::interface::inner;
 use crate::config::{self, Config};
 use crate::dataplane::Counters;
 use crate::keys::PublicKey;
+use crate::packet::Layer;
 use crate::protocol::control::State as LinkState;
 use crate::protocol::levels::Drops as LinkDrops;
 use crate::protocol::{Time, link};
@@ -185,7 +187,8 @@ pub struct Session {
 /// The line, as the Reports and the traffic itself show it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Path {
-    /// The largest inner packet, in bytes, that fits one datagram.
+    /// The largest inner packet, in bytes, that fits one datagram to the peer: as found, and until then as the own interface has it.
+    /// Larger ones go in pieces.
     pub mtu: Option<u32>,
     /// Round-trip time in milliseconds.
     pub rtt_ms: Option<f64>,
@@ -206,6 +209,12 @@ pub struct Traffic {
     pub bytes: u64,
     /// The share of them lost on the way lately, 0 to 1; for what was sent it is what the far end reports.
     pub loss_ratio: Option<f64>,
+    /// The largest inner packet, in bytes, that was found to fit one datagram; of what comes from the peer, as far as its probes show.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// When that was found (RFC 3339, UTC).
+    #[serde(default)]
+    pub mtu_since: Option<String>,
 }
 
 /// What was dropped, by reason.
@@ -239,6 +248,7 @@ impl Status {
 pub(super) struct Identity {
     pub(super) name: String,
     pub(super) interface: String,
+    pub(super) layer: Layer,
     pub(super) own: PublicKey,
     pub(super) peers: Vec<PublicKey>,
     /// How many are listed.
@@ -257,13 +267,22 @@ impl Identity {
     }
 }
 
+/// When things came to be as they are, on the wall clock.
+#[derive(Debug, Default)]
+pub(super) struct Since {
+    pub(super) state: Option<String>,
+    /// To the peer, and from it.
+    pub(super) sizes: [Option<String>; 2],
+}
+
 /// What does.
 pub(super) struct Moment<'a> {
     pub(super) now: Time,
     pub(super) link: link::Status,
     /// Where the peer is looked for while there is no path.
     pub(super) sought: Option<std::net::SocketAddr>,
-    pub(super) mtu: Option<u32>,
+    /// The largest datagram that the own interface takes.
+    pub(super) ceiling: Option<u16>,
     pub(super) counters: Counters,
     pub(super) drops: &'a LinkDrops,
     pub(super) offloads: offloads::Offloads,
@@ -272,7 +291,7 @@ pub(super) struct Moment<'a> {
 
 impl Moment<'_> {
     /// Fills in the document.
-    pub(super) fn show(&self, identity: &Identity, since: Option<String>) -> Status {
+    pub(super) fn show(&self, identity: &Identity, since: Since) -> Status {
         let link = &self.link;
         let endpoint = link.path.map(|path| path.peer).or(self.sought);
         let in_use = link.session.map(|session| session.keys);
@@ -285,7 +304,7 @@ impl Moment<'_> {
                 LinkState::Init => State::Init,
                 LinkState::Down => State::Down,
             },
-            since,
+            since: since.state,
             local: Local { public_key: in_use.map_or(identity.own, |keys| keys.own).to_string() },
             peer: Peer {
                 public_key: in_use
@@ -310,7 +329,7 @@ impl Moment<'_> {
                 preshared_key: session.keys.preshared,
             }),
             carrier: self.carrier.clone(),
-            path: self.path(),
+            path: self.path(identity.layer, since.sizes),
             drops: Drops {
                 replayed: self.drops.replayed.get(),
                 unauthentic: self.drops.unauthentic.get(),
@@ -324,15 +343,28 @@ impl Moment<'_> {
         }
     }
 
-    fn path(&self) -> Path {
+    fn path(&self, layer: Layer, [tx_since, rx_since]: [Option<String>; 2]) -> Path {
         let (link, counters) = (&self.link, &self.counters);
         let ms = |time: Option<Duration>| time.map(|time| thousandths(time.as_secs_f64() * 1e3));
+        let [tx, rx] = [link.tx_size, link.rx_size].map(|found| found.map(|found| inner(found.size, layer)));
         Path {
-            mtu: self.mtu,
+            mtu: tx.or(self.ceiling.map(|ceiling| inner(ceiling, layer))),
             rtt_ms: ms(link.rtt),
             jitter_ms: ms(link.jitter),
-            tx: Traffic { packets: counters.tx_packets, bytes: counters.tx_bytes, loss_ratio: link.tx_loss },
-            rx: Traffic { packets: counters.rx_packets, bytes: counters.rx_bytes, loss_ratio: link.rx_loss },
+            tx: Traffic {
+                packets: counters.tx_packets,
+                bytes: counters.tx_bytes,
+                loss_ratio: link.tx_loss,
+                mtu: tx,
+                mtu_since: tx_since,
+            },
+            rx: Traffic {
+                packets: counters.rx_packets,
+                bytes: counters.rx_bytes,
+                loss_ratio: link.rx_loss,
+                mtu: rx,
+                mtu_since: rx_since,
+            },
         }
     }
 }
@@ -366,18 +398,25 @@ impl WallClock {
 mod tests {
     use super::*;
     use crate::protocol::link::KeysInUse;
+    use crate::protocol::mtu::Found;
     use crate::protocol::session::Cipher;
     use crate::protocol::{Path as LinkPath, SocketId};
 
     fn identity() -> Identity {
         Identity {
             name: "hq".into(),
+            layer: Layer::Ip,
             interface: "tl0".into(),
             own: key(1),
             peers: vec![key(2)],
             preshared: 0,
             sandbox: Some(sandbox()),
         }
+    }
+
+    fn since() -> Since {
+        let at = |second: u8| Some(format!("2026-01-02T03:04:0{second}Z"));
+        Since { state: at(5), sizes: [at(6), at(7)] }
     }
 
     fn key(n: u8) -> PublicKey {
@@ -395,7 +434,7 @@ mod tests {
             now: Time(41_200_000_000),
             link,
             sought: None,
-            mtu: Some(1440),
+            ceiling: Some(1_472),
             counters,
             drops,
             offloads: offloads::Offloads::ALL,
@@ -417,6 +456,8 @@ mod tests {
             session: Some(session),
             waits_for_keys: false,
             path: Some(path),
+            tx_size: Some(Found { size: 1_472, since: Time(1) }),
+            rx_size: Some(Found { size: 1_304, since: Time(2) }),
             rtt: Some(Duration::from_micros(12_100)),
             jitter: Some(Duration::from_micros(300)),
             tx_loss: Some(0.0),
@@ -424,7 +465,7 @@ mod tests {
         };
         let drops = LinkDrops::default();
         drops.replayed.add(5);
-        let status = moment(link, &drops).show(&identity(), Some("2026-01-02T03:04:05Z".into()));
+        let status = moment(link, &drops).show(&identity(), since());
         let golden = r#"{
   "version": 1,
   "name": "hq",
@@ -464,12 +505,16 @@ mod tests {
     "tx": {
       "packets": 1,
       "bytes": 84,
-      "loss_ratio": 0.0
+      "loss_ratio": 0.0,
+      "mtu": 1440,
+      "mtu_since": "2026-01-02T03:04:06Z"
     },
     "rx": {
       "packets": 2,
       "bytes": 168,
-      "loss_ratio": 0.25
+      "loss_ratio": 0.25,
+      "mtu": 1272,
+      "mtu_since": "2026-01-02T03:04:07Z"
     }
   },
   "drops": {
@@ -507,7 +552,7 @@ mod tests {
     fn a_rotation_shows_the_keys_in_use_and_what_it_waits_for() {
         let drops = LinkDrops::default();
         let show = |link, identity: &Identity| {
-            let status = moment(link, &drops).show(identity, None);
+            let status = moment(link, &drops).show(identity, Since::default());
             (status.rotation, status.local.public_key, status.peer.public_key, status.session.unwrap().preshared_key)
         };
         let keys = KeysInUse { own: key(1), peer: key(3), preshared: Some(2) };
@@ -525,7 +570,8 @@ mod tests {
     #[test]
     fn what_is_not_known_is_null() {
         let drops = LinkDrops::default();
-        let status = Moment { mtu: None, ..moment(link::Status::FRESH, &drops) }.show(&identity(), None);
+        let status =
+            Moment { ceiling: None, ..moment(link::Status::FRESH, &drops) }.show(&identity(), Since::default());
         let json: serde_json::Value = serde_json::from_str(&status.to_json()).unwrap();
         for field in ["/since", "/peer/endpoint", "/session", "/path/mtu", "/path/rtt_ms", "/path/tx/loss_ratio"] {
             assert_eq!(json.pointer(field), Some(&serde_json::Value::Null), "{field}");
@@ -536,7 +582,7 @@ mod tests {
     #[test]
     fn a_document_with_more_fields_is_read_too() {
         let drops = LinkDrops::default();
-        let status = moment(link::Status::FRESH, &drops).show(&identity(), None);
+        let status = moment(link::Status::FRESH, &drops).show(&identity(), Since::default());
         let later = status.to_json().replacen('{', r#"{ "history": [1, 2], "#, 1);
         assert_eq!(serde_json::from_str::<Status>(&later).unwrap(), status);
     }

@@ -73,6 +73,9 @@ impl Story {
             Event::Session { epoch, rekeyed: true, .. } => Line::new(Level::DEBUG, format!("rekeyed, epoch {epoch}")),
             Event::Session { epoch, .. } => Line::new(Level::DEBUG, format!("a new session, epoch {epoch}")),
             Event::Path(path) => Line::new(Level::INFO, format!("the path moved to {}", path.peer)),
+            Event::Size { size } => {
+                Line::new(Level::INFO, format!("the way to the peer carries datagrams of up to {size} bytes"))
+            }
             Event::WantSocket => Line::new(Level::INFO, "still no answer: trying from another local port"),
             Event::Keys(keys) => Line::new(Level::INFO, moved(*keys)),
             Event::UsesSocket(id) => Line::new(Level::DEBUG, format!("the line uses socket {}", id.0)),

@@ -1,4 +1,5 @@
-//! From the interface to the wire: read until the device is empty, cut, seal, send in runs. Never a timer to fill a batch.
+//! From the interface to the wire: read until the device is empty, cut, seal, send in runs; frames that do not fit one datagram go in
+//! pieces. Never a timer to fill a batch.
 
 use super::device::Device;
 use super::handoff::{Handoff, Inbox};
@@ -7,6 +8,7 @@ use super::turns::{Turn, Turns};
 use super::{BATCH, LAYOUT, Seal, Traffic};
 use crate::packet::Batch;
 use crate::packet::marks::{self, Dscp};
+use crate::packet::pieces::Part;
 use crate::packet::split::{self, Checksums, Plan, Refused, Taken};
 use crate::protocol::constants::MIN_TRANSPORT;
 use crate::protocol::levels::Levels;
@@ -107,7 +109,11 @@ impl<S: Seal> Egress<S> {
                     if !in_place {
                         room[..frame.length].copy_from_slice(&self.staging[..frame.length]);
                     }
-                    self.outlet.batch.push(frame.length, Marks { flags: flags(partial), class });
+                    if frame.length <= self.outlet.sender.longest() {
+                        self.outlet.batch.push(frame.length, Marks { flags: flags(partial), class });
+                    } else if self.outlet.push_cut(frame.length, partial, class, &mut self.staging).is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
                 }
                 Ok(Taken::Run(plan)) => {
                     if self.outlet.send_run(&plan, class, &self.staging[..frame.length]).is_break() {
@@ -146,17 +152,55 @@ fn flags(partial: bool) -> u8 {
     if partial { data_flags::PARTIAL_CHECKSUM } else { 0 }
 }
 
+impl Marks {
+    /// Those of a piece of a frame that has these.
+    fn of_piece(self, part: Part) -> Marks {
+        let piece = match part {
+            Part { first: true, last: true } => 0,
+            Part { first: true, last: false } => data_flags::FIRST_PIECE,
+            Part { first: false, last: true } => data_flags::LAST_PIECE,
+            Part { first: false, last: false } => data_flags::PIECE,
+        };
+        Marks { flags: self.flags | piece, ..self }
+    }
+}
+
 impl<S: Seal> Outlet<S> {
     /// What becomes of inner checksums under the session in use.
     fn checksums(&self) -> Checksums {
         if self.sender.partial_checksum() { Checksums::Partial } else { Checksums::Full }
     }
 
+    /// Takes the frame that lies in the batch's room as pieces. All of them must be in one batch, for so they are sealed under one key with
+    /// nothing between them: where there are too few places left, what is before it goes first.
+    fn push_cut(&mut self, length: usize, partial: bool, class: u8, aside: &mut [u8]) -> ControlFlow<()> {
+        let longest = self.sender.longest();
+        let whole = Marks { flags: flags(partial), class };
+        let meta = |part| whole.of_piece(part);
+        if self.batch.push_cut(length, longest, meta) {
+            return ControlFlow::Continue(());
+        }
+        if let Some(room) = self.batch.room() {
+            aside[..length].copy_from_slice(&room[..length]);
+            self.flush()?;
+        }
+        if let Some(room) = self.batch.room() {
+            room[..length].copy_from_slice(&aside[..length]);
+            self.batch.push_cut(length, longest, meta);
+        }
+        ControlFlow::Continue(())
+    }
+
     /// Cuts a super-packet into the batch and sends it, in as many goes as it takes.
     fn send_run(&mut self, plan: &Plan, class: u8, frame: &[u8]) -> ControlFlow<()> {
         let (mut next, marks) = (0, Marks { flags: flags(plan.is_partial()), class });
         while next < plan.count() {
-            next = plan.fill(next, frame, &mut self.batch, &marks);
+            let longest = self.sender.longest();
+            next = if plan.length(0) <= longest {
+                plan.fill(next, frame, &mut self.batch, &marks)
+            } else {
+                plan.fill_cut(next, frame, &mut self.batch, longest, |part| marks.of_piece(part))
+            };
             self.flush()?;
         }
         ControlFlow::Continue(())
@@ -201,11 +245,17 @@ impl<S: Seal> Outlet<S> {
             None => SendReport { failed: self.batch.len(), ..SendReport::default() },
         };
         self.sender.handed_over();
+        // A frame is counted with its first piece.
+        let first = |marks: &Marks| matches!(marks.flags & data_flags::PIECE, 0 | data_flags::FIRST_PIECE);
+        let frames = self.batch.iter().filter(|(_, marks)| first(marks)).count();
         self.batch.clear();
-        self.traffic.packets.add(report.sent as u64);
+        self.traffic.packets.add(frames.min(report.sent) as u64);
         self.traffic.bytes.add((report.bytes - report.sent * MIN_TRANSPORT) as u64);
         self.traffic.errors.add(report.failed as u64);
-        (0..report.too_big).for_each(|_| self.levels.drops.too_big.bump());
+        if report.too_big > 0 {
+            (0..report.too_big).for_each(|_| self.levels.drops.too_big.bump());
+            self.outbox.too_big();
+        }
         if let (Some(path), Some(error)) = (path, report.error) {
             self.blame(path, error);
         }

@@ -15,6 +15,8 @@ pub trait Seal: Send + 'static {
     fn take_keepalive(&mut self) -> bool;
     /// [`Sender::partial_checksum`].
     fn partial_checksum(&self) -> bool;
+    /// [`Sender::longest`].
+    fn longest(&self) -> usize;
     /// [`Sender::seal`].
     ///
     /// # Errors
@@ -46,6 +48,9 @@ impl Seal for Sender {
     }
     fn partial_checksum(&self) -> bool {
         Sender::partial_checksum(self)
+    }
+    fn longest(&self) -> usize {
+        Sender::longest(self)
     }
     fn seal(&mut self, flags: u8, datagram: &mut [u8]) -> Result<(), SealError> {
         Sender::seal(self, flags, datagram)

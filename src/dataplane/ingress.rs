@@ -5,10 +5,11 @@ use super::handoff::{Handoff, Inbox};
 use super::mailbox::Outbox;
 use super::sockets;
 use super::turns::{Turn, Turns};
-use super::{Open, Traffic};
+use super::{FRAME, Open, Traffic};
 use crate::packet::marks;
 use crate::packet::merge::{Limits, Merger, Write};
-use crate::protocol::constants::{HEADER, TAG};
+use crate::packet::pieces::{Bounds, Joined, Name, Part, Pieces};
+use crate::protocol::constants::{HEADER, PIECE_TIME, TAG};
 use crate::protocol::levels::Levels;
 use crate::protocol::wire::data_flags;
 use crate::protocol::{IngressUpdate, Path, Received, SocketId, Time};
@@ -36,16 +37,22 @@ const BELL: usize = 2 * sockets::MAX;
 /// Packets a batch is expected to have; more only make the merger's lists grow.
 const PACKETS: usize = 1_024;
 
+/// Where what was received ends, and frames put together of pieces that came apart begin; of those a batch's worth.
+const PUT_TOGETHER: usize = ROOMS * ROOM;
+/// Pieces that wait for the others of their frame. Memory that nothing is kept in is not touched.
+const WAITING: Bounds = Bounds { pieces: 1_024, bytes: 1 << 20, time: PIECE_TIME.as_nanos() as u64, frame: FRAME };
+
 /// All the ingress loop owns.
 pub(super) struct Ingress<O> {
     device: Arc<Device>,
     receiver: O,
     inbox: Inbox<IngressUpdate>,
-    /// [`ROOMS`] rooms, one after the other.
+    /// [`ROOMS`] rooms, one after the other, and room for frames put together.
     buffer: Box<[u8]>,
     receives: ReceiveBatch,
     /// Until when the doors are left alone.
     rest: Option<Time>,
+    pieces: Pieces,
     merger: Merger,
     levels: Arc<Levels>,
     traffic: Arc<Traffic>,
@@ -66,7 +73,8 @@ impl<O: Open> Ingress<O> {
             device,
             receiver,
             inbox: Inbox::new(handoff),
-            buffer: vec![0; ROOMS * ROOM].into(),
+            buffer: vec![0; 2 * PUT_TOGETHER].into(),
+            pieces: Pieces::new(WAITING),
             receives: ReceiveBatch::new(ROOMS),
             rest: None,
             levels,
@@ -113,7 +121,7 @@ impl<O: Open> Ingress<O> {
     /// Fills the rooms from one queue, and says how many. An error that is not the socket's end is no evidence of
     /// anything: it is counted.
     fn receive(&mut self, queue: BorrowedFd<'_>) -> io::Result<usize> {
-        match self.receives.receive(queue, self.buffer.chunks_exact_mut(ROOM)) {
+        match self.receives.receive(queue, self.buffer[..PUT_TOGETHER].chunks_exact_mut(ROOM)) {
             Ok(filled) => Ok(filled),
             Err(error) if udp::is_fatal(&error) => Err(error),
             Err(_) => {
@@ -132,7 +140,8 @@ impl<O: Open> Ingress<O> {
     /// peer made any of them, and this moment: a cold open may be a copy.
     fn open(&mut self, socket: SocketId) -> io::Result<bool> {
         let (now, mut by_peer) = (Time(boottime_ns()?), false);
-        for (room, message) in self.receives.datagrams() {
+        for room in 0..ROOMS {
+            let Some(message) = self.receives.datagram(room) else { continue };
             if message.truncated {
                 self.levels.drops.malformed.bump();
                 continue;
@@ -143,30 +152,7 @@ impl<O: Open> Ingress<O> {
             loop {
                 let range = start..end.min(start + message.segment);
                 start = range.end;
-                let datagram = &mut self.buffer[range.clone()];
-                match self.receiver.receive(now, path, datagram) {
-                    Received::Frame { flags } => {
-                        by_peer = true;
-                        let partial = flags & data_flags::PARTIAL_CHECKSUM != 0;
-                        let frame = plaintext(range);
-                        let layer = self.device.layer();
-                        if marks::take_out(message.class, layer, &mut self.buffer[frame.clone()]).is_err() {
-                            self.levels.drops.congested.bump();
-                        } else if self.merger.push(&self.buffer, frame, partial).is_err() {
-                            self.levels.drops.malformed.bump();
-                        }
-                    }
-                    Received::Cold => {
-                        if !self.outbox.cold(path, datagram) {
-                            self.levels.drops.replayed.bump();
-                        }
-                    }
-                    Received::Control { session, counter } => {
-                        by_peer = true;
-                        self.outbox.control(path, session, counter, &self.buffer[plaintext(range)]);
-                    }
-                    Received::Nothing => {}
-                }
+                by_peer |= self.open_one(now, path, message.class, range);
                 if start >= end {
                     break;
                 }
@@ -174,6 +160,45 @@ impl<O: Open> Ingress<O> {
         }
         self.outbox.notices(&mut self.receiver);
         Ok(by_peer)
+    }
+
+    /// Opens one datagram, and says whether it is the peer's; `class` is the traffic class it came with.
+    fn open_one(&mut self, now: Time, path: Path, class: u8, range: Range<usize>) -> bool {
+        let datagram = &mut self.buffer[range.clone()];
+        match self.receiver.receive(now, path, datagram) {
+            Received::Frame { flags } => self.take_frame(plaintext(range), flags, class),
+            Received::Piece { flags, session, counter } => {
+                let piece = (Name { origin: session, number: counter }, part(flags));
+                let text = plaintext(range.clone());
+                match self.pieces.push(&mut self.buffer, PUT_TOGETHER, range, text, piece, now.0) {
+                    Joined::Waits => {}
+                    Joined::Whole(frame) => self.take_frame(frame, flags, class),
+                    Joined::TooLong => self.levels.drops.malformed.bump(),
+                    Joined::NoRoom => self.traffic.errors.add(1),
+                }
+            }
+            Received::Control { session, counter } => {
+                self.outbox.control(path, session, counter, &self.buffer[plaintext(range)]);
+            }
+            Received::Cold => {
+                if !self.outbox.cold(path, datagram) {
+                    self.levels.drops.replayed.bump();
+                }
+                return false;
+            }
+            Received::Nothing => return false,
+        }
+        true
+    }
+
+    /// Gives a frame to the merger, with what the way has marked.
+    fn take_frame(&mut self, frame: Range<usize>, flags: u8, class: u8) {
+        let partial = flags & data_flags::PARTIAL_CHECKSUM != 0;
+        if marks::take_out(class, self.device.layer(), &mut self.buffer[frame.clone()]).is_err() {
+            self.levels.drops.congested.bump();
+        } else if self.merger.push(&self.buffer, frame, partial).is_err() {
+            self.levels.drops.malformed.bump();
+        }
     }
 
     /// Writes what the merger made of the batch's frames.
@@ -184,6 +209,7 @@ impl<O: Open> Ingress<O> {
             device.write(&write.header(), write.parts().map(|part| &buffer[part]))
         })?;
         self.merger.clear();
+        self.pieces.finish(&self.buffer);
         self.traffic.packets.add(delivered.packets as u64);
         self.traffic.bytes.add(delivered.bytes as u64);
         self.traffic.errors.add(delivered.lost as u64);
@@ -229,6 +255,12 @@ fn is_door(bit: usize) -> bool {
 
 fn queue(socket: &UdpSocket, door: bool) -> Option<BorrowedFd<'_>> {
     if door { socket.door() } else { Some(socket.as_fd()) }
+}
+
+/// Which piece of its frame a datagram has.
+fn part(flags: u8) -> Part {
+    let piece = flags & data_flags::PIECE;
+    Part { first: piece == data_flags::FIRST_PIECE, last: piece == data_flags::LAST_PIECE }
 }
 
 /// What an opened datagram carries.

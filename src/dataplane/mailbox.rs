@@ -52,6 +52,8 @@ pub enum Message {
         /// What the system said.
         error: io::Error,
     },
+    /// This machine did not take user data because of its size (EMSGSIZE).
+    TooBig,
     /// A loop ended by an error: the device is gone, say. The link is of no more use.
     LoopDied {
         /// Which of them.
@@ -115,6 +117,11 @@ impl Outbox {
     pub(super) fn control(&self, path: Path, session: u32, counter: u64, message: &[u8]) {
         let message = Small::new(message);
         let _ = self.control.try_send(Input::Control { path, session, counter, message });
+    }
+
+    /// User data was refused for its size; should there be no room it will be again.
+    pub(super) fn too_big(&self) {
+        let _ = self.failed.try_send(Message::TooBig);
     }
 
     /// Whatever `receiver` wants noticed; it keeps what the box has no room for.

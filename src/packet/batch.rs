@@ -5,6 +5,7 @@
 //! Each datagram begins where the one before it ended, so neighbours of one size are already the run that one segmented
 //! send wants.
 
+use super::pieces::{Part, cut};
 use std::ops::Range;
 
 /// The sizes a [`Batch`] is cut to, in bytes but for `slots`.
@@ -98,6 +99,22 @@ impl<M> Batch<M> {
         let range = self.end..self.end + length;
         self.end = range.end;
         self.entries.push(Entry { range, meta });
+    }
+
+    /// As [`push`](Self::push), but as pieces of at most `longest` bytes, each in a datagram of its own: all but the first move to make
+    /// room for headers and tags. `meta` is asked about each. False, and nothing happens, where there are more pieces than room for.
+    pub fn push_cut(&mut self, frame: usize, longest: usize, mut meta: impl FnMut(Part) -> M) -> bool {
+        let (start, frame) = (self.end + self.layout.header, frame.min(self.layout.frame));
+        let pieces = cut(frame, longest);
+        if pieces.len() > self.layout.slots - self.entries.len() {
+            return false;
+        }
+        for (n, (piece, _)) in pieces.clone().enumerate().skip(1).rev() {
+            let from = start + piece.start..start + piece.end;
+            self.bytes.copy_within(from, start + piece.start + n * (self.layout.header + self.layout.tag));
+        }
+        pieces.for_each(|(piece, part)| self.push(piece.len(), meta(part)));
+        true
     }
 
     /// The datagrams, in order.

@@ -5,8 +5,8 @@
 //! packet, and nothing that can be in a packet makes it panic.
 //!
 //! ```text
-//!   TUN ──▶ virtio::Header, frame ──▶ split: Plan ──▶ segments at their places ──▶ (seal)
-//!   TUN ◀── virtio::Header, parts ◀── merge: Merger ◀── packets in order of arrival ◀── (open)
+//!   TUN ──▶ virtio::Header, frame ──▶ split: Plan ──▶ segments at their places ──▶ pieces, if need be ──▶ (seal)
+//!   TUN ◀── virtio::Header, parts ◀── merge: Merger ◀── packets in order of arrival ◀── pieces ◀── (open)
 //! ```
 
 mod batch;
@@ -16,6 +16,7 @@ mod layer;
 pub mod marks;
 pub mod merge;
 pub mod mss;
+pub mod pieces;
 pub mod split;
 pub mod transport;
 pub mod virtio;

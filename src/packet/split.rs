@@ -6,6 +6,7 @@
 use super::checksum::{self, Sum};
 use super::ip::{self, Version};
 use super::layer::Layer;
+use super::pieces::Part;
 use super::transport::{Protocol, Transport};
 use super::virtio::{Gso, Header, Kind, Place};
 use super::{Batch, put_u16, u16_at, u32_at};
@@ -265,6 +266,27 @@ impl Plan {
             let Some(room) = batch.room() else { return index };
             if let Some(length) = self.write(index, frame, room) {
                 batch.push(length, meta.clone());
+            }
+        }
+        self.count
+    }
+
+    /// As [`fill`](Self::fill), with each segment in pieces of at most `longest` bytes, for which `meta` is asked; no segment's are in two
+    /// batches.
+    pub fn fill_cut<M>(
+        &self,
+        next: usize,
+        frame: &[u8],
+        batch: &mut Batch<M>,
+        longest: usize,
+        mut meta: impl FnMut(Part) -> M,
+    ) -> usize {
+        for index in next..self.count {
+            let Some(room) = batch.room() else { return index };
+            if let Some(length) = self.write(index, frame, room)
+                && !batch.push_cut(length, longest, &mut meta)
+            {
+                return index;
             }
         }
         self.count

@@ -123,6 +123,33 @@ pub const REPORT_SPACING: Duration = Duration::from_millis(20);
 /// An idle data lane seals an empty datagram this often.
 pub const KEEPALIVE: Duration = Duration::from_secs(15);
 
+/// Path MTU: a datagram that every way is taken to carry. A rekey part is one, and with IPv4's and UDP's headers it makes the 576
+/// bytes that each host must take (RFC 791 §3.1).
+pub const MTU_FLOOR: u16 = 548;
+/// What is used until anything is found (BASE_PLPMTU, RFC 8899 §5.1.2).
+pub const MTU_BASE: u16 = 1_200;
+/// The largest that is tried unless something is known of the own interface: Ethernet's, over IPv4.
+pub const MTU_CEILING: u16 = 1_472;
+/// Sizes tried at once.
+pub const PROBE_SIZES: u32 = 5;
+/// The size of a small probe: the least a Probe can have.
+pub const PROBE_SMALL: u16 = 36;
+/// An answer to a probe is waited for no shorter …
+pub const PROBE_TIMEOUT_MIN: Duration = Duration::from_millis(100);
+/// … and no longer than this; else twice the RTT and four times the jitter.
+pub const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(2);
+/// Where the RTT is not known yet.
+pub const PROBE_TIMEOUT_FIRST: Duration = Duration::from_millis(500);
+/// While large datagrams are sent, whether the size in use still passes is tried this often.
+pub const MTU_LOOK: Duration = Duration::from_millis(500);
+/// Whether a larger one passes is tried so long after a search that found less than could be; then the pause doubles …
+pub const MTU_RAISE_FIRST: Duration = Duration::from_secs(10);
+/// … up to this (PMTU_RAISE_TIMER, RFC 8899 §5.1.1, which is twice as long).
+pub const MTU_RAISE_MAX: Duration = Duration::from_secs(300);
+
+/// A piece of a cut frame waits this long for the others.
+pub const PIECE_TIME: Duration = Duration::from_secs(1);
+
 /// Goodbye is sent this often …
 pub const GOODBYES: u8 = 3;
 /// … this far apart.

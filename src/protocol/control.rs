@@ -89,12 +89,16 @@ pub enum Message<'a> {
     },
     /// A datagram of a certain size, to find the path's MTU.
     Probe {
+        /// Which search it belongs to: comes back in the answer.
+        mark: u8,
         /// Its size.
         size: u16,
     },
     /// It came.
     ProbeAck {
-        /// Its size.
+        /// As in the probe.
+        mark: u8,
+        /// As in the probe.
         size: u16,
     },
     /// The sender is closing.
@@ -115,13 +119,13 @@ impl Message<'_> {
             Message::Report(report) => encode_report(report),
             Message::PathCheck { lane, cookie } => [&[4, *lane, 0, 0], &cookie[..]].concat(),
             Message::PathAnswer { lane, cookie } => [&[5, *lane, 0, 0], &cookie[..]].concat(),
-            Message::Probe { size } => {
+            Message::Probe { mark, size } => {
                 let mut out = vec![0; usize::from(*size).saturating_sub(MIN_TRANSPORT).max(4)];
-                out[0] = 6;
+                (out[0], out[1]) = (6, *mark);
                 out[2..4].copy_from_slice(&size.to_be_bytes());
                 out
             }
-            Message::ProbeAck { size } => [&[7, 0], &size.to_be_bytes()[..]].concat(),
+            Message::ProbeAck { mark, size } => [&[7, *mark], &size.to_be_bytes()[..]].concat(),
             Message::Goodbye => vec![8],
             Message::Unknown(kind) => vec![*kind],
         }
@@ -143,14 +147,9 @@ impl Message<'_> {
                 let cookie = r.array()?;
                 if kind == 4 { Message::PathCheck { lane, cookie } } else { Message::PathAnswer { lane, cookie } }
             }
-            6 => {
-                r.skip(1)?;
-                return Ok(Message::Probe { size: r.u16()? }); // the rest is what is being measured
-            }
-            7 => {
-                r.skip(1)?;
-                Message::ProbeAck { size: r.u16()? }
-            }
+            // The rest is what is being measured.
+            6 => return Ok(Message::Probe { mark: r.u8()?, size: r.u16()? }),
+            7 => Message::ProbeAck { mark: r.u8()?, size: r.u16()? },
             8 => Message::Goodbye,
             other => return Ok(Message::Unknown(other)),
         };

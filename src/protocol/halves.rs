@@ -40,6 +40,8 @@ pub enum EgressUpdate {
     Session(Option<Box<LaneSealer>>),
     /// Send there from now on.
     Path(Option<Path>),
+    /// A datagram may have so many bytes at most; frames for which that is too few are cut, where that is agreed.
+    Limit(u16),
     /// Seal one empty datagram: NAT mappings and counters stay alive on a line without traffic.
     Keepalive,
 }
@@ -48,13 +50,14 @@ pub enum EgressUpdate {
 pub struct Sender {
     sealer: Option<Box<LaneSealer>>,
     path: Option<Path>,
+    limit: u16,
     keepalive: bool,
     levels: Arc<Levels>,
 }
 
 impl Sender {
     pub(crate) fn new(levels: Arc<Levels>) -> Sender {
-        Sender { sealer: None, path: None, keepalive: false, levels }
+        Sender { sealer: None, path: None, limit: u16::MAX, keepalive: false, levels }
     }
 
     /// Takes an update; looked for once a batch.
@@ -62,6 +65,7 @@ impl Sender {
         match update {
             EgressUpdate::Session(sealer) => self.sealer = sealer,
             EgressUpdate::Path(path) => self.path = path,
+            EgressUpdate::Limit(limit) => self.limit = limit,
             EgressUpdate::Keepalive => self.keepalive = true,
         }
     }
@@ -81,6 +85,17 @@ impl Sender {
     #[must_use]
     pub fn partial_checksum(&self) -> bool {
         self.sealer.as_ref().is_some_and(|sealer| sealer.flags() & data_flags::PARTIAL_CHECKSUM != 0)
+    }
+
+    /// The most bytes of a frame that go into one datagram: a longer frame is to be cut into pieces, each sealed with its flags of
+    /// [`data_flags::PIECE`], in order and with nothing between them.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        match &self.sealer {
+            Some(sealer) if sealer.flags() & data_flags::PIECE != 0 => usize::from(self.limit) - MIN_TRANSPORT,
+            // The other end would not know what to do with pieces.
+            _ => usize::MAX,
+        }
     }
 
     /// Seals one frame in place: `datagram` is [`HEADER`] bytes of room, the frame, [`TAG`] bytes of room.
@@ -156,6 +171,15 @@ pub enum Received {
     Frame {
         /// The header's flags.
         flags: u8,
+    },
+    /// A piece of a cut frame, which the pieces with neighbouring counters make whole; it lies as a frame does.
+    Piece {
+        /// The header's flags.
+        flags: u8,
+        /// The index of the session it was opened under.
+        session: u32,
+        /// Its counter.
+        counter: u64,
     },
     /// A cold-open datagram whose MAC is right, and not one of too many: the whole of it is for the engine.
     Cold,
@@ -320,6 +344,9 @@ fn sort(header: Header, len: usize) -> Received {
     match header.kind {
         Kind::Control => Received::Control { session: header.index, counter: header.counter },
         _ if len == MIN_TRANSPORT => Received::Nothing,
+        _ if header.flags & data_flags::PIECE != 0 => {
+            Received::Piece { flags: header.flags, session: header.index, counter: header.counter }
+        }
         _ => Received::Frame { flags: header.flags },
     }
 }

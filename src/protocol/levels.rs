@@ -83,6 +83,8 @@ pub struct SessionLevels {
     pub sealed: Counter,
     /// Plaintext bytes its fullest data lane sealed.
     pub sealed_bytes: Counter,
+    /// Datagrams above [`super::constants::MTU_FLOOR`] that were sealed: what a black hole would lose.
+    pub large: Counter,
     /// The highest counter opened on a data lane, plus one: how far the peer is with its keys.
     pub peer_sealed: Counter,
     /// Plaintext bytes opened on its data lanes.

@@ -9,6 +9,7 @@
 //! | [`session`], [`halves`] | keys split into a sealing and an opening half, each owned by one packet loop |
 //! | [`levels`] | counters that loops write and the engine reads |
 //! | [`replay`] | the counters opened already |
+//! | [`mtu`] | the search for the largest datagram that passes |
 //! | [`link`] | the engine: one end of a link |
 //!
 //! Two ends in one process, in virtual time, are shown by `examples/in_memory.rs`.
@@ -25,6 +26,7 @@ pub mod levels;
 pub mod link;
 mod liveness;
 mod measure;
+pub mod mtu;
 mod paths;
 mod rekey;
 pub mod replay;

@@ -132,6 +132,9 @@ impl LaneSealer {
             self.held += 1;
             self.session.sealed.add(1);
             self.session.sealed_bytes.add(len);
+            if datagram.len() > usize::from(MTU_FLOOR) {
+                self.session.large.add(1);
+            }
         }
         Ok(())
     }
@@ -257,6 +260,8 @@ pub struct Shape {
     pub lanes: Option<LaneSet>,
     /// Whether inner checksums may be partial.
     pub partial_checksum: bool,
+    /// Whether frames may be cut.
+    pub cut_frames: bool,
 }
 
 /// A session's halves, fresh from its keys.
@@ -304,7 +309,8 @@ impl Halves {
 impl Shape {
     /// The flags a Data datagram may have.
     fn flags(&self) -> u8 {
-        if self.partial_checksum { data_flags::PARTIAL_CHECKSUM } else { 0 }
+        let flag = |on: bool, flags: u8| if on { flags } else { 0 };
+        flag(self.partial_checksum, data_flags::PARTIAL_CHECKSUM) | flag(self.cut_frames, data_flags::PIECE)
     }
 
     /// 0 is initiator → responder, 1 back.

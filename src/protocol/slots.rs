@@ -36,6 +36,8 @@ pub struct Agreed {
     pub hybrid: bool,
     /// Whether inner checksums may be partial.
     pub partial_checksum: bool,
+    /// Whether frames may be cut.
+    pub cut_frames: bool,
     /// Silence this long means that the peer is gone.
     pub detection: Duration,
     /// The counters of every session of this cold open.

@@ -331,12 +331,14 @@ pub struct Header {
 pub mod data_flags {
     /// The inner L4 checksum is partial.
     pub const PARTIAL_CHECKSUM: u8 = 1;
-    /// The first part of a cut frame.
-    pub const FIRST_PART: u8 = 2;
-    /// The last part of a cut frame.
-    pub const LAST_PART: u8 = 4;
+    /// The first piece of a cut frame; with [`LAST_PIECE`] one that is neither the first nor the last.
+    pub const FIRST_PIECE: u8 = 2;
+    /// The last piece of a cut frame.
+    pub const LAST_PIECE: u8 = 4;
+    /// A piece of a cut frame has one of these flags, or both.
+    pub const PIECE: u8 = FIRST_PIECE | LAST_PIECE;
     /// What this version can agree to. Whether a session did is judged by who holds it.
-    pub const KNOWN: u8 = PARTIAL_CHECKSUM;
+    pub const KNOWN: u8 = PARTIAL_CHECKSUM | PIECE;
 }
 
 impl Header {
@@ -493,7 +495,7 @@ mod tests {
         let partial = Header { flags: data_flags::PARTIAL_CHECKSUM, ..header };
         assert_eq!(Header::parse(&datagram(partial)), Ok(partial));
         assert_eq!(Header::parse(&datagram(Header { kind: Kind::Control, ..partial })), Err(Malformed));
-        for flags in [data_flags::FIRST_PART, data_flags::LAST_PART, 8, 128] {
+        for flags in [8, 128] {
             assert_eq!(Header::parse(&datagram(Header { flags, ..header })), Err(Malformed));
         }
         assert_eq!(Header::parse(&datagram(Header { path: 1, ..header })), Err(Malformed));

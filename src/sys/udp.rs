@@ -233,6 +233,11 @@ pub fn unpins(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| BLAME.contains(&code))
 }
 
+/// Whether a failed send says that the datagram is larger than the interface it would leave by takes.
+pub fn is_too_big(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EMSGSIZE)
+}
+
 /// Whether an error means that the descriptor itself is of no more use, and not one datagram or path.
 pub fn is_fatal(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT))

@@ -6,8 +6,12 @@ use super::{
     world::{Flight, World, who},
 };
 use std::net::SocketAddr;
-use tieline::protocol::{
-    EgressUpdate, Event, HEADER, IngressUpdate, Input, Output, Path, Received, Small, SocketId, TAG, Time, wire::Kind,
+use tieline::{
+    packet::pieces::{Joined, Name, Part, cut},
+    protocol::{
+        EgressUpdate, Event, HEADER, IngressUpdate, Input, Output, Path, Received, Small, SocketId, TAG, Time,
+        wire::{Kind, data_flags},
+    },
 };
 
 impl World {
@@ -78,19 +82,25 @@ impl World {
 
     /// Seals a frame and sends it; an empty one is a keepalive. False where there is no session.
     pub(super) fn seal(&mut self, end: usize, frame: &[u8]) -> bool {
-        let mut datagram = vec![0; HEADER + frame.len() + TAG];
-        datagram[HEADER..HEADER + frame.len()].copy_from_slice(frame);
-        let process = self.ends[end].process();
-        if process.sender.seal(0, &mut datagram).is_err() {
-            return false;
+        let longest = self.ends[end].process().sender.longest();
+        let mut datagrams = Vec::new();
+        for (range, part) in cut(frame.len(), longest) {
+            let piece = &frame[range];
+            let mut datagram = [&[0; HEADER], piece, &[0; TAG]].concat();
+            if self.ends[end].process().sender.seal(piece_flags(part), &mut datagram).is_err() {
+                return false;
+            }
+            datagrams.push(datagram);
         }
+        let process = self.ends[end].process();
         process.sender.handed_over();
         if let Some(path) = process.sender.path() {
             if !frame.is_empty() {
                 self.frames.sealed(self.now, end, &self.ends, frame);
                 self.ends[end].sealed += 1;
+                self.ends[end].cut += u64::from(datagrams.len() > 1);
             }
-            self.transmit(end, path, datagram);
+            datagrams.into_iter().for_each(|datagram| self.transmit(end, path, datagram));
         }
         true
     }
@@ -185,6 +195,11 @@ impl World {
                 self.ends[end].delivered += 1;
                 None
             }
+            Received::Piece { flags, session, counter } => {
+                let (name, part) = (Name { origin: session, number: counter }, part(flags));
+                self.put_together(end, &bytes, text, (name, part), time);
+                None
+            }
             Received::Cold => Some(Input::Cold { path, datagram: Small::new(&bytes) }),
             Received::Control { session, counter } => {
                 Some(Input::Control { path, session, counter, message: Small::new(&bytes[text]) })
@@ -203,6 +218,30 @@ impl World {
         }
     }
 
+    /// A piece of a frame came; each comes alone here, so that each is kept.
+    fn put_together(
+        &mut self,
+        end: usize,
+        datagram: &[u8],
+        text: std::ops::Range<usize>,
+        piece: (Name, Part),
+        now: Time,
+    ) {
+        let batch = datagram.len();
+        let mut buffer = [datagram, &[0; 10_000]].concat();
+        let pieces = &mut self.ends[end].process().pieces;
+        let joined = pieces.push(&mut buffer, batch, 0..batch, text, piece, now.0);
+        pieces.finish(&buffer);
+        match joined {
+            Joined::Waits => {}
+            Joined::Whole(frame) => {
+                self.frames.delivered(end, &buffer[frame]);
+                self.ends[end].delivered += 1;
+            }
+            lost => panic!("{}: {lost:?}", who(end)),
+        }
+    }
+
     /// The engine takes something out of its mailbox.
     pub fn hand_over(&mut self, end: usize, input: Input) {
         let time = self.ends[end].time(self.now);
@@ -216,4 +255,19 @@ impl World {
         process.link.handle_input(time, input);
         self.carry_out(end);
     }
+}
+
+/// What a piece is sealed with.
+fn piece_flags(part: Part) -> u8 {
+    match (part.first, part.last) {
+        (true, true) => 0,
+        (true, false) => data_flags::FIRST_PIECE,
+        (false, true) => data_flags::LAST_PIECE,
+        (false, false) => data_flags::PIECE,
+    }
+}
+
+fn part(flags: u8) -> Part {
+    let piece = flags & data_flags::PIECE;
+    Part { first: piece == data_flags::FIRST_PIECE, last: piece == data_flags::LAST_PIECE }
 }

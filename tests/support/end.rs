@@ -13,7 +13,11 @@ use std::{
 use tieline::{
     control::OsEntropy,
     keys::{PresharedKey, PublicKey, SecretKey},
-    protocol::{Event, Keys, Link, Params, Receiver, Sender, SocketId, Time, crypto::Entropy, link::Status},
+    packet::pieces::{Bounds, Pieces},
+    protocol::{
+        Event, Keys, Link, Params, Receiver, Sender, SocketId, Time, constants::PIECE_TIME, crypto::Entropy,
+        link::Status,
+    },
 };
 
 /// How one end is set up.
@@ -57,6 +61,8 @@ pub struct Process {
     pub link: Link,
     pub sender: Sender,
     pub receiver: Receiver,
+    /// What came of cut frames.
+    pub pieces: Pieces,
     pub draws: Arc<Draws>,
     pub watch: ProcessWatch,
 }
@@ -93,8 +99,9 @@ pub struct End {
     pub born: usize,
     /// User frames delivered to it.
     pub delivered: u64,
-    /// User frames it sealed.
+    /// User frames it sealed, and how many of them in pieces.
     pub sealed: u64,
+    pub cut: u64,
 }
 
 impl End {
@@ -117,6 +124,7 @@ impl End {
             born: 0,
             delivered: 0,
             sealed: 0,
+            cut: 0,
         }
     }
 
@@ -143,7 +151,8 @@ impl End {
         let (link, sender, receiver) =
             Link::new(self.setup.params.clone(), keys, entropy, self.time(now)).expect("keys that fit");
         let watch = ProcessWatch::new();
-        self.process = Some(Process { link, sender, receiver, draws, watch });
+        let bounds = Bounds { pieces: 256, bytes: 100_000, time: PIECE_TIME.as_nanos() as u64, frame: 9_216 };
+        self.process = Some(Process { link, sender, receiver, pieces: Pieces::new(bounds), draws, watch });
     }
 
     fn preshared(&self) -> Vec<PresharedKey> {

@@ -43,6 +43,7 @@ impl Held {
             peer_index: peer.index,
             lanes: Some(lane_set(1)),
             partial_checksum: true,
+            cut_frames: false,
         };
         let root = handshake.split().expect("a split");
         let halves = Halves::derive(&root, &shape).expect("keys");

@@ -58,6 +58,8 @@ pub struct Network {
     pub hold_back: f64,
     /// Nothing passes that this end sends.
     pub blocked: [bool; 2],
+    /// The largest datagram that passes of what each end sends.
+    pub largest: [usize; 2],
 }
 
 impl Default for Network {
@@ -69,6 +71,7 @@ impl Default for Network {
             delay: 10_000_000..10_000_001,
             hold_back: 0.0,
             blocked: [false; 2],
+            largest: [usize::MAX; 2],
         }
     }
 }
@@ -396,6 +399,9 @@ impl World {
             Fate::Pass => {}
             Fate::Drop => return self.trace.note(now, "lost", || "  … lost".into()),
             Fate::Hold => return self.held.push(flight),
+        }
+        if flight.bytes.len() > self.network.largest[flight.sender] {
+            return self.trace.note(now, "lost", || "  … too large".into());
         }
         if self.network.blocked[flight.sender] || self.dice.chance(self.network.loss[flight.sender]) {
             return self.trace.note(now, "lost", || "  … lost".into());

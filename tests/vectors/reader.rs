@@ -287,6 +287,7 @@ impl Listed {
             peer_index: self.index(other(end)),
             lanes: (!self.bootstrap).then(|| lane_set(self.lanes)),
             partial_checksum: true,
+            cut_frames: true,
         }
     }
 
@@ -341,6 +342,7 @@ pub fn params(settings: &Value) -> Params {
         post_quantum: settings.flags & 1 != 0,
         partial_checksum: settings.flags & 2 != 0,
         ethernet: settings.flags & 8 != 0,
+        cut_frames: settings.flags & 16 != 0,
         interval: Duration::from_millis(settings.interval_ms.into()),
         ..Params::default()
     }
@@ -364,7 +366,7 @@ impl End {
                 let message = Small::new(&datagram[HEADER..datagram.len() - TAG]);
                 self.link.handle_input(now, Input::Control { path, session, counter, message });
             }
-            Received::Frame { .. } | Received::Nothing => {}
+            Received::Frame { .. } | Received::Piece { .. } | Received::Nothing => {}
         }
         self.sent()
     }

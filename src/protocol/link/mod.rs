@@ -5,10 +5,11 @@
 //! run in virtual time inside one test, and any failure is a seed.
 //!
 //! `open.rs` has the cold open in both roles, `sessions.rs` what becomes of sessions and their rekeys, `upkeep.rs`
-//! reports, liveness and paths, `rotation.rs` what a change of keys brings with it.
+//! reports, liveness and paths, `path_mtu.rs` what the path carries, `rotation.rs` what a change of keys brings with it.
 
 mod open;
 mod output;
+mod path_mtu;
 mod rotation;
 mod sessions;
 mod upkeep;
@@ -25,6 +26,7 @@ use super::{
     levels::Levels,
     liveness::Liveness,
     measure::Measure,
+    mtu::Found,
     paths::Paths,
     session::Cipher,
     slots::Slots,
@@ -34,6 +36,7 @@ use super::{
 use crate::keys::PublicKey;
 use open::{Attempt, Opener};
 pub use output::{DownCause, Event, Output, Transmit};
+use path_mtu::Sizes;
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 use thiserror::Error;
 
@@ -46,6 +49,8 @@ pub struct Params {
     pub chacha: bool,
     /// Whether this end asks for hybrid post-quantum keys; either end's wish is enough.
     pub post_quantum: bool,
+    /// Whether this end cuts frames that are larger than what the path carries, and puts them together; both must.
+    pub cut_frames: bool,
     /// Whether this end can take and give packets whose TCP or UDP checksum is partial; both must.
     pub partial_checksum: bool,
     /// Whether the link carries Ethernet frames; at both ends, or at neither.
@@ -62,6 +67,7 @@ impl Default for Params {
             aes: true,
             chacha: true,
             post_quantum: true,
+            cut_frames: true,
             partial_checksum: true,
             ethernet: false,
             interval: Duration::from_secs(1),
@@ -153,6 +159,10 @@ pub struct Status {
     pub waits_for_keys: bool,
     /// Where the line goes.
     pub path: Option<Path>,
+    /// The largest datagram that the way to the peer carries, as found.
+    pub tx_size: Option<Found>,
+    /// That of the way back, as far as the peer's probes show it.
+    pub rx_size: Option<Found>,
     /// The smoothed round-trip time.
     pub rtt: Option<Duration>,
     /// Interarrival jitter of the peer's Reports (RFC 3550 §6.4.1).
@@ -172,6 +182,8 @@ impl Status {
         session: None,
         waits_for_keys: false,
         path: None,
+        tx_size: None,
+        rx_size: None,
         rtt: None,
         jitter: None,
         tx_loss: None,
@@ -221,6 +233,7 @@ pub struct Link {
     liveness: Liveness,
     measure: Measure,
     paths: Paths,
+    sizes: Sizes,
     report_at: Option<Time>,
     last_report: Option<Time>,
     /// When the silent peer was last asked whether it is there.
@@ -265,6 +278,7 @@ impl Link {
             liveness: Liveness::new(now),
             measure: Measure::default(),
             paths: Paths::default(),
+            sizes: Sizes::new(),
             report_at: None,
             last_report: None,
             asked: None,
@@ -382,6 +396,7 @@ impl Link {
             self.report_at,
             self.confirm_at,
             self.next_keepalive(),
+            self.sizes.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -403,6 +418,8 @@ impl Link {
             }),
             waits_for_keys: self.wants_to_move(),
             path: self.paths.current,
+            tx_size: self.sizes.found(),
+            rx_size: self.sizes.arrived(),
             rtt: self.measure.rtt(),
             jitter: self.measure.jitter(),
             tx_loss: self.measure.tx_loss(),
@@ -418,11 +435,12 @@ impl Link {
         self.outputs.push_back(Output::Send(Transmit { path, datagram }));
     }
 
-    /// What follows from any change: attempts begin or end, and the ingress loop forgets what was wiped.
+    /// What follows from any change: attempts begin or end, the ingress loop forgets what was wiped, and what the path carries is looked for.
     fn settle(&mut self, now: Time) {
         self.expire_sessions();
         self.tell_keys();
         self.review_attempt(now);
+        self.run_sizes(now);
     }
 
     /// Tells the ingress loop which sessions are gone, and the egress loop when it has none left.

@@ -86,6 +86,11 @@ pub enum Event {
     },
     /// The line goes to another address of the peer's, or from another of its own.
     Path(Path),
+    /// The way to the peer was found to carry datagrams of another size than before.
+    Size {
+        /// Bytes of the largest.
+        size: u16,
+    },
     /// The session in use was made with other keys than the one before.
     Keys(KeysInUse),
     /// The peer does not take the key that this end has changed to: the link goes on with the one before.

@@ -42,6 +42,7 @@ impl Link {
             peer_index: birth.peer_index,
             lanes: (birth.kind == Kind::Data).then(|| birth.agreed.lanes.clone()),
             partial_checksum: birth.agreed.partial_checksum,
+            cut_frames: birth.agreed.cut_frames,
         };
         let halves = Halves::derive(&root, &shape)?;
         self.outputs.push_back(Output::Ingress(IngressUpdate::Install(halves.opening)));
@@ -138,6 +139,7 @@ impl Link {
     fn enter_current(&mut self, now: Time, new_family: bool, path: Path, rekeyed: bool) {
         if new_family {
             self.measure.new_baseline();
+            self.sizes.new_peer();
             self.paths.set(path);
             self.socket = path.socket; // the driver closes the others
             self.event(Event::UsesSocket(path.socket));

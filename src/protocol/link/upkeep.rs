@@ -46,7 +46,9 @@ impl Link {
                 }
             }
             Ok(Message::Goodbye) if is_cur => self.on_goodbye(now),
-            Ok(Message::Goodbye | Message::Probe { .. } | Message::ProbeAck { .. }) => {}
+            Ok(Message::Probe { mark, size }) => self.on_probe(now, mark, size),
+            Ok(Message::ProbeAck { mark, size }) => self.sizes.acked(now, mark, size),
+            Ok(Message::Goodbye) => {}
             Ok(Message::Unknown(_)) | Err(_) => self.levels.drops.malformed.bump(),
         }
     }

@@ -22,6 +22,7 @@ fn holding(end: &str, parent: &Listed, entropy: Script) -> End {
         kind: if parent.bootstrap { Kind::Boot } else { Kind::Data },
         agreed: Agreed {
             partial_checksum: true,
+            cut_frames: true,
             cipher: parent.cipher,
             hybrid: parent.hybrid,
             detection: Duration::from_secs(3),

@@ -114,8 +114,9 @@ impl ReceiveBatch {
         (0..self.filled).filter_map(|n| Some((n, self.datagram(n)?)))
     }
 
-    fn datagram(&self, n: usize) -> Option<Datagram> {
-        let message = &self.messages[n];
+    /// What it put into the n-th room; `None` where it put nothing, or something from an address that is no IP address.
+    pub fn datagram(&self, n: usize) -> Option<Datagram> {
+        let message = self.messages[..self.filled].get(n)?;
         let header = &message.msg_hdr;
         // SAFETY: the name is a whole `sockaddr_storage` of ours, of which the kernel wrote `msg_namelen` bytes.
         let name = unsafe { SockaddrStorage::from_raw((&raw const self.names[n]).cast(), Some(header.msg_namelen)) };

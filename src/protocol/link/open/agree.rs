@@ -33,6 +33,7 @@ pub(super) fn agree(cipher: Cipher, own: &Payload, peer: &Payload) -> Agreed {
         cipher,
         hybrid: (own.flags | peer.flags) & payload_flags::HYBRID != 0,
         partial_checksum: own.flags & peer.flags & payload_flags::PARTIAL_CHECKSUM != 0,
+        cut_frames: own.flags & peer.flags & payload_flags::CUT_FRAMES != 0,
         detection: interval * MISSED_REPORTS,
         lanes: lane_set(own.lanes.min(peer.lanes)),
     }

@@ -1,0 +1,255 @@
+//! Path MTU, found and kept found: two real ends over a way that drops what is too large without a word, as a router does whose
+//! ICMP is blocked.
+
+// Helpers outside #[test] functions may panic too: here that is how a test fails.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::flow::flow;
+use common::lab::{End, Lab, PATIENCE, PORT, Site, transfer};
+use common::nic::disable_offloads;
+use common::yard::{Wire, Yard};
+use common::{nft, wait_until};
+use tieline::sys::netns::NetNs;
+
+/// What the issue allows.
+const STALL: Duration = Duration::from_secs(3);
+/// A search upward comes after 10 s.
+const GROWTH: Duration = Duration::from_secs(25);
+const MB: u64 = 1_000_000;
+
+/// Sites whose cable shows the packet filter each packet by itself.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    for site in [&lab.left, &lab.right] {
+        site.network.run(|| disable_offloads(site.name)).unwrap();
+    }
+    lab
+}
+
+/// From now on packets of the link longer than this are dropped before they reach a site.
+fn narrow(site: &Site, longest: usize) {
+    nft::load(
+        &site.network,
+        &format!(
+            "table inet narrow {{
+                counter dropped {{ }}
+                chain way {{
+                    type filter hook prerouting priority -300
+                    udp dport {PORT} meta length > {longest} counter name dropped drop
+                }}
+            }}"
+        ),
+    );
+}
+
+/// No longer.
+fn widen(site: &Site) {
+    nft::load(&site.network, "delete table inet narrow");
+}
+
+fn interface_mtu(site: &Site) -> u32 {
+    let mut mtu = 0;
+    site.netlink(async |netlink| {
+        let index = netlink.index(site.interface).await.unwrap();
+        mtu = netlink.mtu(index).await.unwrap();
+    });
+    mtu
+}
+
+/// Waits until an end says that packets of so many bytes pass to its peer, and such from it.
+fn wait_for(end: &End<'_>, tx: u64, rx: u64, patience: Duration) {
+    wait_until(&format!("{} seeing {tx} and {rx}", end.site.name), patience, || {
+        let path = &end.status()["path"];
+        path["tx"]["mtu"] == tx && path["rx"]["mtu"] == rx && path["mtu"] == tx
+    });
+}
+
+/// A TCP connection that never rests, and is looked at.
+struct Transfer<'a> {
+    received: &'a AtomicU64,
+    longest: &'a Mutex<Duration>,
+}
+
+impl Transfer<'_> {
+    /// How long at most nothing came since this was last asked.
+    fn stall(&self) -> Duration {
+        std::mem::take(&mut *self.longest.lock().unwrap())
+    }
+
+    fn wait_for_more(&self, bytes: u64) {
+        let before = self.received.load(Relaxed);
+        wait_until("the transfer going on", PATIENCE, || self.received.load(Relaxed) >= before + bytes);
+    }
+}
+
+/// Has a connection run `from` one network `to` an address in another while `story` is told. Panics if a byte is wrong.
+fn while_transferring(from: &NetNs, to: &NetNs, address: IpAddr, story: impl FnOnce(&Transfer<'_>)) {
+    let listener = to.run(|| TcpListener::bind((address, 0))).unwrap().unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut out = from.run(|| TcpStream::connect_timeout(&address, PATIENCE)).unwrap().unwrap();
+    let mut come = listener.accept().unwrap().0;
+    let (received, longest, over) = (AtomicU64::new(0), Mutex::new(Duration::ZERO), AtomicBool::new(false));
+    // Of every 251 bytes no two are the same, and no power of two is a multiple.
+    let pattern: Vec<u8> = (0..251 * 512).map(|n| (n % 251) as u8).collect();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                out.write_all(&pattern).unwrap();
+            }
+            out.shutdown(std::net::Shutdown::Write).unwrap();
+        });
+        scope.spawn(|| {
+            come.set_read_timeout(Some(PATIENCE)).unwrap();
+            let (mut room, mut at, mut last) = (vec![0; 1 << 16], 0, Instant::now());
+            loop {
+                let length = come.read(&mut room).expect("the transfer to go on");
+                if length == 0 {
+                    return;
+                }
+                let mut stall = longest.lock().unwrap();
+                *stall = stall.max(last.elapsed());
+                last = Instant::now();
+                assert!(room[..length] == pattern[at % 251..][..length], "wrong bytes at {at}");
+                at += length;
+                received.fetch_add(length as u64, Relaxed);
+            }
+        });
+        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            story(&Transfer { received: &received, longest: &longest });
+        }));
+        over.store(true, Relaxed);
+        told.unwrap();
+    });
+    println!("{} MB came", received.load(Relaxed) / MB);
+}
+
+scenario!(
+    /// 1500, then 1300, then 1500 again, for a host behind one end and one behind the other, over IPv4 and IPv6.
+    a_way_that_shrinks_and_grows_is_followed_in_mid_transfer,
+    180,
+    {
+        if nft::is_there() {
+            let mut lab = lab();
+            let yards = [Yard::behind(&lab.left, 1, Wire::Plain), Yard::behind(&lab.right, 2, Wire::Plain)];
+            (lab.left.link, lab.right.link) = (yards[1].routes.clone(), yards[0].routes.clone());
+            let (left, right) = lab.up();
+            for end in [&left, &right] {
+                wait_for(end, 1440, 1440, PATIENCE);
+                assert_eq!(interface_mtu(end.site), 1440);
+            }
+            for family in [0, 1] {
+                shrink_and_grow(&lab, [&left, &right], &yards[0].network, &yards[1], family);
+            }
+        }
+    }
+);
+
+fn shrink_and_grow(lab: &Lab, ends: [&End<'_>; 2], from: &NetNs, to: &Yard, family: usize) {
+    while_transferring(from, &to.network, to.address[family], |transfer| {
+        transfer.wait_for_more(20 * MB);
+        println!("before: {:?}", transfer.stall());
+        [&lab.left, &lab.right].into_iter().for_each(|site| narrow(site, 1300));
+        transfer.wait_for_more(20 * MB);
+        let stall = transfer.stall();
+        println!("1500 to 1300: {stall:?}");
+        assert!(stall < STALL, "{stall:?}");
+        // 1300 − 20 − 8 − 32
+        ends.into_iter().for_each(|end| wait_for(end, 1240, 1240, PATIENCE));
+        // No less, or the kernel takes IPv6 off it.
+        wait_until("the interfaces following", PATIENCE, || ends.iter().all(|end| interface_mtu(end.site) == 1280));
+        // Meanwhile nothing that fits is lost: a new connection of a host that learned nothing goes as well.
+        common::lab::stream(from, &to.network, to.address[1 - family], 5 * MB, |_| {});
+        [&lab.left, &lab.right].into_iter().for_each(widen);
+        let grown = Instant::now();
+        ends.into_iter().for_each(|end| wait_for(end, 1440, 1440, GROWTH));
+        println!("1300 to 1500: found after {:?}", grown.elapsed());
+        wait_until("the interfaces following", PATIENCE, || ends.iter().all(|end| interface_mtu(end.site) == 1440));
+        transfer.wait_for_more(20 * MB);
+        let stall = transfer.stall();
+        assert!(stall < STALL, "{stall:?}");
+    });
+}
+
+scenario!(
+    /// One way narrows, the other does not: each end knows its own, and sees the other's.
+    each_direction_has_a_size_of_its_own,
+    60,
+    {
+        if nft::is_there() {
+            let lab = lab();
+            narrow(&lab.right, 1400);
+            let (left, right) = lab.up();
+            wait_for(&left, 1340, 1440, PATIENCE);
+            wait_for(&right, 1440, 1340, PATIENCE);
+            assert_eq!((interface_mtu(&lab.left), interface_mtu(&lab.right)), (1340, 1440));
+            let since = left.status()["path"]["tx"]["mtu_since"].as_str().map(str::to_owned);
+            assert!(since.is_some_and(|since| since.ends_with('Z')));
+        }
+    }
+);
+
+scenario!(
+    /// A line of Ethernet's MTU, or more, over a way that carries less: what does not fit goes in pieces.
+    a_fixed_mtu_holds_over_a_way_that_carries_less,
+    120,
+    {
+        if nft::is_there() {
+            for (mtu, way) in [(1500, 1280), (1500, 1500), (9000, 1400), (1280, 1100)] {
+                let mut lab = lab();
+                for site in [&mut lab.left, &mut lab.right] {
+                    site.link = format!("mtu = {mtu}\n");
+                }
+                [&lab.left, &lab.right].into_iter().for_each(|site| narrow(site, way));
+                let (left, right) = lab.up();
+                [&left, &right].into_iter().for_each(|end| wait_for(end, way as u64 - 60, way as u64 - 60, PATIENCE));
+                assert_eq!((interface_mtu(&lab.left), interface_mtu(&lab.right)), (mtu, mtu));
+                let before = [&left, &right].map(|end| end.status()["drops"].clone());
+                for family in [0, 1] {
+                    transfer(&lab.left, &lab.right, lab.right.inner[family], 20 * MB, |_| {});
+                    transfer(&lab.right, &lab.left, lab.left.inner[family], 20 * MB, |_| {});
+                    // Every size, in order, each byte looked at, and none lost: one at a time.
+                    let overhead = [28, 48][family];
+                    let came = flow(
+                        &lab.left.network,
+                        &lab.right.network,
+                        lab.right.inner[family],
+                        8..=mtu as usize - overhead,
+                        500,
+                    );
+                    assert!(came > 490, "{came} of 500 datagrams came");
+                }
+                assert_eq!([&left, &right].map(|end| end.status()["drops"].clone()), before);
+            }
+        }
+    }
+);
+
+scenario!(
+    /// The own interface's MTU changes: the kernel refuses what is larger, and that is a sign too.
+    the_own_interface_shrinks_in_mid_transfer,
+    90,
+    {
+        let lab = lab();
+        let (left, right) = lab.up();
+        [&left, &right].into_iter().for_each(|end| wait_for(end, 1440, 1440, PATIENCE));
+        while_transferring(&lab.left.network, &lab.right.network, lab.right.inner[0], |transfer| {
+            transfer.wait_for_more(20 * MB);
+            transfer.stall();
+            [&lab.left, &lab.right].into_iter().for_each(|site| site.set_cable_mtu(1400));
+            transfer.wait_for_more(20 * MB);
+            let stall = transfer.stall();
+            println!("1500 to 1400: {stall:?}");
+            assert!(stall < STALL, "{stall:?}");
+            [&left, &right].into_iter().for_each(|end| wait_for(end, 1340, 1340, PATIENCE));
+        });
+    }
+);
