@@ -28,8 +28,17 @@ fuzz_target!(|bytes: &[u8]| {
 /// The same bytes as a frame: what is found is the packet in it, moved.
 fn framed(bytes: &[u8]) {
     let Ok(found) = Layer::Ethernet.network(bytes) else { return assert!(bytes.len() < 14) };
+    let at = network(Layer::Ethernet, bytes);
+    let named = match u16_at(bytes, at - 2) {
+        0x0800 => Some(Version::V4),
+        0x86DD => Some(Version::V6),
+        _ => None,
+    };
+    // Behind eight tags at most.
+    let is_ip = named.is_some() && ip::check(&bytes[at..]).ok() == named && at <= 14 + 8 * 4;
+    assert_eq!(found.is_some(), is_ip);
     let Some(found) = found else { return assert_eq!(Transport::find(Layer::Ethernet, bytes), None) };
-    assert_eq!(found.start, network(Layer::Ethernet, bytes));
+    assert_eq!(found.start, at);
     assert_eq!(ip::check(&bytes[found.start..]), Ok(found.version));
     let inside = Transport::find(Layer::Ip, &bytes[found.start..]);
     let moved = inside.map(|inside| Transport {

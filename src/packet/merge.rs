@@ -900,8 +900,11 @@ mod tests {
         Oddity::InHeaders
     }
 
+    /// Addresses, and protocol and ports.
+    type Flow = (Vec<u8>, Option<(u8, u32)>);
+
     /// What order is kept for, by the letter: addresses, and the ports where they can be told; `None` of what is not IP.
-    fn flow_of(layer: Layer, frame: &[u8]) -> Option<(Vec<u8>, Option<(u8, u32)>)> {
+    fn flow_of(layer: Layer, frame: &[u8]) -> Option<Flow> {
         layer.network(frame).unwrap()?;
         let packet = &frame[network(layer, frame)..];
         let addresses = if packet[0] >> 4 == 4 { 12..20 } else { 8..40 };
