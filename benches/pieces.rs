@@ -67,7 +67,14 @@ impl Load {
         let gso = Some(Gso { kind: Kind::Tcp4, ecn: false, size: SEGMENT as u16 });
         let frames = vec![(Header { gso, ..frame.0 }, frame.1)];
         let (packets, datagrams) = (SEGMENTS, SEGMENTS);
-        Load { name: "super-packet", frames, packets, datagrams, longest: usize::MAX, throughput: Throughput::Bytes(bytes) }
+        Load {
+            name: "super-packet",
+            frames,
+            packets,
+            datagrams,
+            longest: usize::MAX,
+            throughput: Throughput::Bytes(bytes),
+        }
     }
 
     /// One frame of nearly 48 KB, of segments for an MTU of 1500: each goes in two datagrams.

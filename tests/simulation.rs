@@ -119,7 +119,10 @@ impl Plan {
                 largest: [draw_largest(dice), draw_largest(dice)],
             },
             notice_loss: *dice.pick(&[0.0, 0.0, 0.5]),
-            traffic: Traffic { rate: if seconds > 100 { rate.min(5.0) } else { rate }, longest: if dice.chance(0.3) { 2_000 } else { 700 } },
+            traffic: Traffic {
+                rate: if seconds > 100 { rate.min(5.0) } else { rate },
+                longest: if dice.chance(0.3) { 2_000 } else { 700 },
+            },
             faults: draw_faults(dice, end),
             setups,
             end,
@@ -347,7 +350,8 @@ fn recover(world: &mut World, plan: &Plan) {
     let std::ops::Range { start: least, end: most } = plan.network.delay;
     let delay = least..most.min(least + interval.as_nanos() as u64);
     let largest = world.network.largest; // a narrow way is no fault
-    world.network = Network { largest, delay, loss: if plan.lossy { [LOSSY; 2] } else { [0.0; 2] }, ..Network::default() };
+    world.network =
+        Network { largest, delay, loss: if plan.lossy { [LOSSY; 2] } else { [0.0; 2] }, ..Network::default() };
     world.notice_loss = 0.0;
     for end in [A, B] {
         start(world, end);
@@ -398,7 +402,8 @@ const MEASURED: Duration = Duration::from_secs(60);
 /// Whether each end has found what its way carries, and sends nothing larger.
 fn fits(world: &World) -> bool {
     [A, B].into_iter().all(|end| {
-        let found = world.status(end).tx_size.is_some_and(|found| usize::from(found.size) <= world.network.largest[end]);
+        let found =
+            world.status(end).tx_size.is_some_and(|found| usize::from(found.size) <= world.network.largest[end]);
         let process = world.ends[end].process.as_ref();
         found && process.is_some_and(|process| process.sender.longest() + MIN_TRANSPORT <= world.network.largest[end])
     })

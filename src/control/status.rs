@@ -527,7 +527,8 @@ mod tests {
     #[test]
     fn what_is_not_known_is_null() {
         let drops = LinkDrops::default();
-        let status = Moment { ceiling: None, ..moment(link::Status::FRESH, &drops) }.show(&identity(), Since::default());
+        let status =
+            Moment { ceiling: None, ..moment(link::Status::FRESH, &drops) }.show(&identity(), Since::default());
         let json: serde_json::Value = serde_json::from_str(&status.to_json()).unwrap();
         for field in ["/since", "/peer/endpoint", "/session", "/path/mtu", "/path/rtt_ms", "/path/tx/loss_ratio"] {
             assert_eq!(json.pointer(field), Some(&serde_json::Value::Null), "{field}");

@@ -160,8 +160,15 @@ fn session(cipher: Cipher) -> (Halves, Halves) {
     initiator.read::<16>(&noise2).unwrap();
     let halves = |root: Root, initiator: bool| {
         let (own_index, peer_index) = if initiator { (11, 22) } else { (22, 11) };
-        let shape =
-            Shape { cipher, initiator, own_index, peer_index, lanes: Some(lane_set(1)), partial_checksum: true, cut_frames: true };
+        let shape = Shape {
+            cipher,
+            initiator,
+            own_index,
+            peer_index,
+            lanes: Some(lane_set(1)),
+            partial_checksum: true,
+            cut_frames: true,
+        };
         Halves::derive(&root, &shape).unwrap()
     };
     (halves(initiator.split().unwrap(), true), halves(responder.split().unwrap(), false))

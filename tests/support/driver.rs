@@ -219,7 +219,14 @@ impl World {
     }
 
     /// A piece of a frame came; each comes alone here, so that each is kept.
-    fn put_together(&mut self, end: usize, datagram: &[u8], text: std::ops::Range<usize>, piece: (Name, Part), now: Time) {
+    fn put_together(
+        &mut self,
+        end: usize,
+        datagram: &[u8],
+        text: std::ops::Range<usize>,
+        piece: (Name, Part),
+        now: Time,
+    ) {
         let batch = datagram.len();
         let mut buffer = [datagram, &[0; 10_000]].concat();
         let pieces = &mut self.ends[end].process().pieces;

@@ -15,7 +15,8 @@ use tieline::{
     keys::{PresharedKey, PublicKey, SecretKey},
     packet::pieces::{Bounds, Pieces},
     protocol::{
-        Event, Keys, Link, Params, Receiver, Sender, SocketId, Time, constants::PIECE_TIME, crypto::Entropy, link::Status,
+        Event, Keys, Link, Params, Receiver, Sender, SocketId, Time, constants::PIECE_TIME, crypto::Entropy,
+        link::Status,
     },
 };
 

@@ -24,7 +24,10 @@ struct Piece {
 /// The pieces of a frame, the first with this number.
 fn pieces(origin: u32, number: u64, frame: &[u8], longest: usize) -> Vec<Piece> {
     let name = |n| Name { origin, number: number + n };
-    (0..).zip(cut(frame.len(), longest)).map(|(n, (range, part))| Piece { name: name(n), part, bytes: frame[range].to_vec() }).collect()
+    (0..)
+        .zip(cut(frame.len(), longest))
+        .map(|(n, (range, part))| Piece { name: name(n), part, bytes: frame[range].to_vec() })
+        .collect()
 }
 
 fn frame(length: usize, seed: u8) -> Vec<u8> {
@@ -86,7 +89,14 @@ fn a_frame_is_whole_in_any_order_and_over_batches() {
     let come = pieces(1, 40, &whole, 30);
     let orders = (0..24).map(|n| {
         let (mut left, mut n) = (come.clone(), n);
-        (1..=4).rev().map(|count| { let at = n % count; n /= count; left.remove(at) }).collect::<Vec<_>>()
+        (1..=4)
+            .rev()
+            .map(|count| {
+                let at = n % count;
+                n /= count;
+                left.remove(at)
+            })
+            .collect::<Vec<_>>()
     });
     for order in orders {
         for split in 0..=4 {
@@ -126,7 +136,11 @@ fn pieces_of_other_sessions_and_frames_never_meet() {
 fn memory_is_what_it_was_whatever_comes() {
     let mut to = Pieces::new(BOUNDS);
     for number in 0..5_000 {
-        let piece = Piece { name: Name { origin: 1, number: number * 3 }, part: [FIRST, LAST, MIDDLE][number as usize % 3], bytes: frame(60, 1) };
+        let piece = Piece {
+            name: Name { origin: 1, number: number * 3 },
+            part: [FIRST, LAST, MIDDLE][number as usize % 3],
+            bytes: frame(60, 1),
+        };
         assert!(get(&mut to, &[piece], 0).is_empty());
     }
     assert_eq!((to.kept.len(), to.bytes.len()), (BOUNDS.pieces, BOUNDS.bytes));

@@ -284,7 +284,16 @@ fn any_way_is_measured() {
         // A search under way ends first, and after a silence a line is asked more often.
         let lossy = way.loss.iter().any(|loss| *loss > 0.02);
         let within = if lossy { 60_000 } else { 3_000 + 40 * way.timeout().as_millis() as u64 };
-        assert!(way.until_it_fits(within).is_some(), "seed {seed}: {} of {}, {:?}, {:?} + {}, {:?}", way.mtu.limit(), way.passes, way.loss, way.delay / MS, way.jitter / MS, way.mtu);
+        assert!(
+            way.until_it_fits(within).is_some(),
+            "seed {seed}: {} of {}, {:?}, {:?} + {}, {:?}",
+            way.mtu.limit(),
+            way.passes,
+            way.loss,
+            way.delay / MS,
+            way.jitter / MS,
+            way.mtu
+        );
         way.run(90_000);
         let passes = way.passes.min(MTU_CEILING);
         assert!(way.found().is_some_and(|found| found <= passes), "seed {seed}: {:?} of {passes}", way.found());

@@ -1,12 +1,7 @@
 //! The vectors of the cold open: what is dropped and counted where, what both ends agree on, ranks.
 
 use super::*;
-use crate::protocol::{
-    Params,
-    slots::Rank,
-    vectors::*,
-    wire::init,
-};
+use crate::protocol::{Params, slots::Rank, vectors::*, wire::init};
 use serde_json::Value;
 use std::time::Duration;
 
