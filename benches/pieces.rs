@@ -17,13 +17,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 use tieline::packet::checksum::{self, Sum};
 use tieline::packet::merge::{Limits, Merger};
+use tieline::packet::pieces::{Bounds, Joined, Name, Part, Pieces};
 use tieline::packet::split::{self, Checksums, Taken};
 use tieline::packet::transport::{Protocol, Transport};
 use tieline::packet::virtio::{Gso, Header, Kind};
 use tieline::packet::{Batch, Layer, Layout};
 use tieline::protocol::replay::Window;
 use tieline::protocol::session::Cipher;
-use tieline::protocol::wire::data_flags::PARTIAL_CHECKSUM;
+use tieline::protocol::wire::data_flags::{FIRST_PIECE, LAST_PIECE, PARTIAL_CHECKSUM};
 use tieline::protocol::{HEADER, Path, Received, Receiver, Sender, SocketId, TAG, Time};
 
 /// As in the egress loop.
@@ -38,7 +39,7 @@ const PATH: Path =
 
 fn main() {
     let mut criterion = Criterion::default().without_plots().configure_from_args();
-    for mut load in [Load::super_packet(), Load::small_packets()] {
+    for mut load in [Load::super_packet(), Load::in_pieces(), Load::small_packets()] {
         seal(&mut criterion, &mut load);
         open(&mut criterion, &mut load);
     }
@@ -50,8 +51,11 @@ fn main() {
 struct Load {
     name: &'static str,
     frames: Vec<(Header, Vec<u8>)>,
-    /// Packets they are cut into.
+    /// Packets they are cut into, and the datagrams those go in.
     packets: usize,
+    datagrams: usize,
+    /// What fits one datagram.
+    longest: usize,
     throughput: Throughput,
 }
 
@@ -62,7 +66,32 @@ impl Load {
         let bytes = frame.1.len() as u64;
         let gso = Some(Gso { kind: Kind::Tcp4, ecn: false, size: SEGMENT as u16 });
         let frames = vec![(Header { gso, ..frame.0 }, frame.1)];
-        Load { name: "super-packet", frames, packets: SEGMENTS, throughput: Throughput::Bytes(bytes) }
+        let (packets, datagrams) = (SEGMENTS, SEGMENTS);
+        Load {
+            name: "super-packet",
+            frames,
+            packets,
+            datagrams,
+            longest: usize::MAX,
+            throughput: Throughput::Bytes(bytes),
+        }
+    }
+
+    /// One frame of nearly 48 KB, of segments for an MTU of 1500: each goes in two datagrams.
+    fn in_pieces() -> Load {
+        const SEGMENT: usize = 1_448;
+        let packets = LAYOUT.slots / 2;
+        let frame = packet(Protocol::Tcp, SEGMENT * packets);
+        let bytes = frame.1.len() as u64;
+        let gso = Some(Gso { kind: Kind::Tcp4, ecn: false, size: SEGMENT as u16 });
+        Load {
+            name: "super-packet in pieces",
+            frames: vec![(Header { gso, ..frame.0 }, frame.1)],
+            packets,
+            datagrams: 2 * packets,
+            longest: 1_440,
+            throughput: Throughput::Bytes(bytes),
+        }
     }
 
     /// A batch of UDP packets with 64 bytes each.
@@ -72,6 +101,8 @@ impl Load {
             name: "small packets",
             frames,
             packets: LAYOUT.slots,
+            datagrams: LAYOUT.slots,
+            longest: usize::MAX,
             throughput: Throughput::Elements(LAYOUT.slots as u64),
         }
     }
@@ -82,7 +113,14 @@ impl Load {
             match split::take(Layer::Ip, header, frame, Checksums::Partial, LAYOUT.frame).expect("a frame") {
                 Taken::Run(plan) => {
                     assert!(plan.is_partial());
-                    assert_eq!(plan.fill(0, frame, batch, &PARTIAL_CHECKSUM), plan.count());
+                    let next = if plan.length(0) <= self.longest {
+                        plan.fill(0, frame, batch, &PARTIAL_CHECKSUM)
+                    } else {
+                        plan.fill_cut(0, frame, batch, self.longest, |part| {
+                            PARTIAL_CHECKSUM | if part.first { FIRST_PIECE } else { LAST_PIECE }
+                        })
+                    };
+                    assert_eq!(next, plan.count());
                 }
                 Taken::Whole { partial } => {
                     assert!(partial);
@@ -91,7 +129,7 @@ impl Load {
                 }
             }
         }
-        assert_eq!(batch.len(), self.packets);
+        assert_eq!(batch.len(), self.datagrams);
     }
 }
 
@@ -135,7 +173,7 @@ fn cut_and_seal(load: &mut Load, sender: &mut Sender, batch: &mut Batch<u8>) {
     load.cut(batch);
     batch.retain(|datagram, flags| sender.seal(*flags, datagram).is_ok());
     sender.handed_over();
-    assert_eq!(batch.len(), load.packets);
+    assert_eq!(batch.len(), load.datagrams);
 }
 
 /// From the datagrams of one receive to what is written to the interface. They can be opened but once, so each time others
@@ -146,8 +184,12 @@ fn open(criterion: &mut Criterion, load: &mut Load) {
     for cipher in CIPHERS {
         let [(mut sender, ..), (_, mut receiver, _)] = line::up(cipher);
         let mut batch = Batch::new(LAYOUT);
-        let mut inlet =
-            Inlet { buffer: vec![0; 1 << 17], merger: Merger::new(Layer::Ip, Limits::default(), load.packets) };
+        let waiting = Bounds { pieces: 1_024, bytes: 1 << 20, time: 1_000_000_000, frame: LAYOUT.frame };
+        let mut inlet = Inlet {
+            buffer: vec![0; 1 << 17],
+            pieces: Pieces::new(waiting),
+            merger: Merger::new(Layer::Ip, Limits::default(), load.packets),
+        };
         group.bench_function(cipher.name(), |bencher| {
             bencher.iter_custom(|times| {
                 let mut spent = Duration::ZERO;
@@ -168,6 +210,7 @@ fn open(criterion: &mut Criterion, load: &mut Load) {
 /// The ingress loop's buffer, and what joins the packets in it.
 struct Inlet {
     buffer: Vec<u8>,
+    pieces: Pieces,
     merger: Merger,
 }
 
@@ -185,8 +228,22 @@ impl Inlet {
         for start in (0..end).step_by(size) {
             let datagram = start..end.min(start + size);
             let received = receiver.receive(Time(1), PATH, &mut self.buffer[datagram.clone()]);
-            assert_eq!(received, Received::Frame { flags: PARTIAL_CHECKSUM });
-            let text = datagram.start + HEADER..datagram.end - TAG;
+            let mut text = datagram.start + HEADER..datagram.end - TAG;
+            match received {
+                Received::Frame { flags: PARTIAL_CHECKSUM } => {}
+                Received::Piece { flags, session, counter } => {
+                    let piece = flags & !PARTIAL_CHECKSUM;
+                    let part = Part { first: piece == FIRST_PIECE, last: piece == LAST_PIECE };
+                    let name = Name { origin: session, number: counter };
+                    let batch = self.buffer.len();
+                    match self.pieces.push(&mut self.buffer, batch, datagram, text, (name, part), 1) {
+                        Joined::Waits => continue,
+                        Joined::Whole(frame) => text = frame,
+                        other => panic!("{other:?}"),
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
             self.merger.push(&self.buffer, text, true).expect("a packet");
         }
         while receiver.poll_notice().is_some() {}

@@ -234,6 +234,34 @@ scenario!(
 );
 
 scenario!(
+    /// The same where the cable's offloads are on, so that runs of pieces leave in one send and come in one receive; and with the
+    /// offloads of either end off.
+    pieces_go_with_every_offload_and_without,
+    120,
+    {
+        const BARE: [&str; 6] = ["--without", "vnet_hdr", "--without", "udp_segment", "--without", "udp_gro"];
+        for (arguments, mtu, cable) in [([&[][..], &[]], 1500, 1500), ([&BARE, &[]], 1500, 1280), ([&[], &BARE], 9000, 1500)]
+        {
+            let mut lab = Lab::new();
+            for (n, site) in [&mut lab.left, &mut lab.right].into_iter().enumerate() {
+                site.link = format!("mtu = {mtu}\n");
+                site.arguments = arguments[n].to_vec();
+            }
+            [&lab.left, &lab.right].into_iter().for_each(|site| site.set_cable_mtu(cable));
+            let (left, right) = lab.up();
+            let fits = u64::from(cable) - 60;
+            [&left, &right].into_iter().for_each(|end| wait_for(end, fits, fits, PATIENCE));
+            let before = [&left, &right].map(|end| end.status()["drops"].clone());
+            for family in [0, 1] {
+                transfer(&lab.left, &lab.right, lab.right.inner[family], 100 * MB, |_| {});
+                transfer(&lab.right, &lab.left, lab.left.inner[family], 100 * MB, |_| {});
+            }
+            assert_eq!([&left, &right].map(|end| end.status()["drops"].clone()), before);
+        }
+    }
+);
+
+scenario!(
     /// The own interface's MTU changes: the kernel refuses what is larger, and that is a sign too.
     the_own_interface_shrinks_in_mid_transfer,
     90,

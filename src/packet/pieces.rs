@@ -258,10 +258,10 @@ impl Pieces {
         let (mut last, mut length) = (first, first.length);
         for _ in 0..MOST {
             if !first.part.first {
-                first = self.find(first.name.before()?, now).filter(|kept| !kept.part.last)?;
+                first = self.find(first.name.before()?, now)?;
                 length += first.length;
             } else if !last.part.last {
-                last = self.find(last.name.after(), now).filter(|kept| !kept.part.first)?;
+                last = self.find(last.name.after(), now)?;
                 length += last.length;
             } else {
                 return Some((first.name, last.name, length));

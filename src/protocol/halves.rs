@@ -418,7 +418,7 @@ mod tests {
     use crate::protocol::{
         session::{Halves, Shape},
         vectors::Listed,
-        wire::data_flags::PARTIAL_CHECKSUM,
+        wire::data_flags::{FIRST_PIECE, PARTIAL_CHECKSUM},
     };
 
     const PATH: Path =
@@ -441,6 +441,32 @@ mod tests {
         let mut datagram = [0; HEADER + 40 + TAG];
         sender.seal(flags, &mut datagram)?;
         Ok((receiver.receive(Time(1), PATH, &mut datagram), levels.drops.malformed.get()))
+    }
+
+    /// What a sender cuts frames to, and what becomes of a piece, where both ends agreed to cutting or neither did.
+    fn cut(agreed: bool) -> (usize, Result<Received, SealError>) {
+        let listed = Listed::named("first hybrid");
+        let [mut at_a, at_b] = ["a", "b"]
+            .map(|end| Halves::derive(&listed.root(), &Shape { cut_frames: agreed, ..listed.shape(end) }).unwrap());
+        let levels: Arc<Levels> = Arc::default();
+        let mut sender = Sender::new(levels.clone());
+        sender.apply(EgressUpdate::Limit(1_200));
+        assert_eq!(sender.longest(), usize::MAX, "no session yet");
+        sender.apply(EgressUpdate::Session(Some(Box::new(at_a.sealers.remove(0)))));
+        sender.apply(EgressUpdate::Path(Some(PATH)));
+        let mut receiver = Receiver::new(vec![MacKey::new(&[0; 32])], levels);
+        receiver.apply(IngressUpdate::Install(at_b.opening));
+        let mut datagram = [0; HEADER + 40 + TAG];
+        let sealed = sender.seal(FIRST_PIECE, &mut datagram);
+        (sender.longest(), sealed.map(|()| receiver.receive(Time(1), PATH, &mut datagram)))
+    }
+
+    #[test]
+    fn frames_are_cut_only_where_that_was_agreed() {
+        let (longest, received) = cut(true);
+        assert_eq!(longest, 1_168);
+        assert!(matches!(received, Ok(Received::Piece { flags: FIRST_PIECE, counter: 0, .. })), "{received:?}");
+        assert_eq!(cut(false), (usize::MAX, Err(SealError::NotAgreed)));
     }
 
     #[test]

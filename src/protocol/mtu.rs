@@ -81,6 +81,8 @@ pub struct Mtu {
 /// What the loss is taken for before anything is known, and at least.
 const LOSS_FIRST: f64 = 0.2;
 const LOSS_LEAST: f64 = 0.06;
+/// And at most: a line that loses more would be asked for ever.
+const LOSS_MOST: f64 = 0.65;
 /// A size that passes is given up in one trial of so many.
 const DOUBT: f64 = 1.0 / 4_000.0;
 /// A trial that comes to nothing in so many tries is left.
@@ -263,7 +265,7 @@ impl Mtu {
 
     /// How many tries without an answer are enough: the more the line loses, the more.
     fn needed(&self) -> u32 {
-        (DOUBT.ln() / self.loss.clamp(LOSS_LEAST, 0.75).ln()).ceil() as u32
+        (DOUBT.ln() / self.loss.clamp(LOSS_LEAST, LOSS_MOST).ln()).ceil() as u32
     }
 
     /// Begins the trial that is due, if one is.

@@ -28,6 +28,8 @@ struct Way {
     answers: BTreeMap<(u64, u64), (u8, u16)>,
     sent: u64,
     bytes: u64,
+    /// Probes larger than what passes.
+    wasted: u64,
 }
 
 impl Way {
@@ -45,6 +47,7 @@ impl Way {
             answers: BTreeMap::new(),
             sent: 0,
             bytes: 0,
+            wasted: 0,
         };
         way.mtu.start(Time(way.now));
         way
@@ -92,6 +95,7 @@ impl Way {
 
     fn send(&mut self, size: u16) {
         (self.sent, self.bytes) = (self.sent + 1, self.bytes + u64::from(size));
+        self.wasted += u64::from(size > self.passes);
         if size > self.passes || self.lost(0) || self.lost(1) {
             return;
         }
@@ -201,6 +205,8 @@ fn an_answer_to_a_probe_of_another_time_or_never_sent_counts_for_nothing() {
     mtu.acked(Time(4), old, 1_472);
     assert_eq!(mtu.found(), None, "sent over what was there before");
     mtu.step(Time(5), PROBE_TIMEOUT_MIN, 0);
+    mtu.acked(Time(6), old, 1_472);
+    assert_eq!(mtu.found(), None, "sent over what was there before");
     mtu.acked(Time(6), mtu.mark(), 1_472);
     assert_eq!(mtu.found(), Some(Found { size: 1_472, since: Time(6) }));
 }
@@ -222,7 +228,8 @@ fn what_the_own_machine_refuses_is_not_waited_for() {
             refused.into_iter().for_each(|size| way.mtu.refused(Time(way.now), Some(size)));
         }
     }
-    assert!(way.now - from < 2_000 * MS, "{} ms", (way.now - from) / MS);
+    println!("{} refused", way.wasted);
+    assert!(way.wasted < 12, "{} probes that were refused before", way.wasted);
 }
 
 #[test]
@@ -294,7 +301,7 @@ fn any_way_is_measured() {
             way.jitter / MS,
             way.mtu
         );
-        way.run(60_000);
+        way.run(90_000);
         let passes = way.passes.min(MTU_CEILING);
         assert!(way.found().is_some_and(|found| found <= passes), "seed {seed}: {:?} of {passes}", way.found());
         if way.found() != Some(passes) {
