@@ -169,6 +169,15 @@ fn ospf(site: &Site, _other: &Site) -> String {
     line(site.interface, 10) + &line(backup, 100) + &router
 }
 
+/// Says that it is over, also when what was going on has failed.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Sends from one site's network to the other's, a hundred times a second, while `meanwhile` happens; says how long nothing
 /// arrived at the longest.
 fn longest_gap(from: &Site, to: &Site, meanwhile: impl FnOnce()) -> Duration {
@@ -194,9 +203,10 @@ fn longest_gap(from: &Site, to: &Site, meanwhile: impl FnOnce()) -> Duration {
             }
             longest.max(last.elapsed())
         });
+        let ending = Ending(&over);
         meanwhile();
         thread::sleep(Duration::from_millis(500));
-        over.store(true, Relaxed);
+        drop(ending);
         gaps.join().unwrap()
     })
 }
