@@ -12,9 +12,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::lab::{Lab, PORT, transfer, wait_for_bytes};
-use common::nft;
+use common::dns::{NameServer, ask_only};
+use common::lab::{Lab, PATIENCE, PORT, transfer, wait_for_bytes};
 use common::pulse::Pulse;
+use common::router::Router;
+use common::{children, nft, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const MB: u64 = 1_000_000;
 /// What a busy machine may add.
@@ -128,5 +132,153 @@ scenario!(
         assert!(gaps.iter().all(|gap| *gap < SILENCE + KNOCK + SLACK), "{gaps:?}");
         left.wait_for_state("up");
         right.wait_for_state("up");
+    }
+);
+
+const NAME: &str = "hq.test";
+
+/// Two sites of which the right one knows the left by its name alone, and the name server it asks. The files last as long as they are
+/// held.
+fn by_name() -> (Lab, Router, NameServer, [tempfile::NamedTempFile; 3]) {
+    let (mut lab, router) = Lab::over_router();
+    let gateway = Router::gateway(&lab.right)[0];
+    let server = NameServer::at(&router.network, gateway);
+    (lab.left.endpoint, lab.right.named) = (None, Some(NAME));
+    (lab, router, server, ask_only(gateway))
+}
+
+scenario!(
+    /// The name has addresses of both families, and a link comes up by either; the dead ones cost nothing.
+    addresses_of_both_families_are_tried,
+    60,
+    {
+        let (lab, _router, server, _files) = by_name();
+        let dead = [ip("2001:db8:0:f::1"), ip("203.0.113.1")];
+        for (n, family) in ["IPv4", "IPv6"].into_iter().enumerate() {
+            let begun = Instant::now();
+            server.says(NAME, &[lab.left.outer[n], dead[1 - n]]);
+            let left = lab.left.start();
+            wait_until("left listening", PATIENCE, || left.answers());
+            let started = Instant::now();
+            let right = lab.right.start();
+            lab.right.ping(lab.left.inner[0]);
+            let took = started.elapsed();
+            println!("{family} alone works: up after {:.0} ms", took.as_secs_f64() * 1e3);
+            assert!(took < KNOCK + SLACK, "{took:?}");
+            let asked = server.asked(begun);
+            assert!(asked.iter().all(|asked| *asked > 0), "{asked:?}");
+            let endpoint = SocketAddr::new(lab.left.outer[n], PORT).to_string();
+            assert_eq!(right.status()["peer"]["endpoint"], endpoint);
+            left.kill_9();
+            right.kill_9();
+        }
+    }
+);
+
+scenario!(
+    /// Both ends get another address at once, so that neither hears the other: the name alone leads back.
+    a_name_moves_in_mid_life,
+    90,
+    {
+        let (lab, router, server, _files) = by_name();
+        server.says(NAME, &[lab.left.outer[0]]);
+        let (left, right) = lab.up();
+        let pulse = Pulse::of(&lab);
+        // Answers are not asked for within five seconds of each other.
+        thread::sleep(Duration::from_secs(5));
+        let (first, second) = (lab.left.outer[0], ip("192.0.2.77"));
+        let gaps = pulse.during("the name moves with the end", || {
+            server.says(NAME, &[second]);
+            router.readdress(&lab.left, first, second);
+            router.readdress(&lab.right, lab.right.outer[0], ip("198.51.100.88"));
+        });
+        assert!(gaps.iter().all(|gap| *gap < SILENCE + KNOCK + SLACK), "{gaps:?}");
+        // The name server says so only later, and is out of reach in between: asked every five seconds, after failures too.
+        let mut moved = Instant::now();
+        let gaps = pulse.during("the name follows ten seconds later", || {
+            server.is_silent(true);
+            router.readdress(&lab.left, second, first);
+            router.readdress(&lab.right, ip("198.51.100.88"), lab.right.outer[0]);
+            left.wait_for_state("down");
+            thread::sleep(Duration::from_secs(7));
+            server.is_silent(false);
+            server.says(NAME, &[first]);
+            moved = Instant::now();
+            wait_until("the link coming back", PATIENCE, || right.status()["state"] == "up");
+            println!("back {:.0} ms after the name had moved", moved.elapsed().as_secs_f64() * 1e3);
+            assert!(moved.elapsed() < Duration::from_secs(8), "{:?}", moved.elapsed());
+        });
+        println!("{gaps:?}");
+        left.wait_for_state("up");
+    }
+);
+
+scenario!(
+    /// A name server that lies is asked while the line is Up, because nothing came for a moment: nothing moves.
+    a_wrong_answer_changes_nothing_while_up,
+    60,
+    {
+        if !nft::is_there() {
+            return;
+        }
+        let (lab, router, server, _files) = by_name();
+        server.says(NAME, &[lab.left.outer[0]]);
+        let (_left, right) = lab.up();
+        let pulse = Pulse::of(&lab);
+        thread::sleep(Duration::from_secs(5));
+        let before = right.status();
+        for addresses in [&[ip("198.51.100.66"), ip("127.0.0.1"), ip("0.0.0.0"), ip("::1"), ip("255.255.255.255")][..], &[]] {
+            server.says(NAME, addresses);
+            let since = Instant::now();
+            pulse.during(&format!("a silence, and then {addresses:?}"), || {
+                nft::load(&router.network, "table inet cut { chain each { type filter hook forward priority 1; policy drop; }; }");
+                wait_until("the name server being asked", PATIENCE, || server.asked(since)[0] > 0);
+                nft::load(&router.network, "delete table inet cut");
+            });
+            let after = right.status();
+            assert_eq!((&after["state"], &after["peer"]), (&before["state"], &before["peer"]));
+            thread::sleep(Duration::from_secs(5));
+        }
+    }
+);
+
+scenario!(
+    /// The process that looks names up is killed, as the kernel does where memory runs out: the next is there when it is needed.
+    a_helper_that_dies_is_replaced,
+    60,
+    {
+        let (lab, router, server, _files) = by_name();
+        server.says(NAME, &[lab.left.outer[0]]);
+        let (_left, right) = lab.up();
+        let pulse = Pulse::of(&lab);
+        thread::sleep(Duration::from_secs(5));
+        let helper = children(right.id())[0];
+        let worker = || children(helper).first().copied();
+        let second = ip("192.0.2.77");
+        let dead = worker().unwrap();
+        kill(Pid::from_raw(dead as i32), Signal::SIGKILL).unwrap();
+        wait_until("another", PATIENCE, || worker().is_some_and(|id| id != dead));
+        let gaps = pulse.during("the name moves after the helper died", || {
+            server.says(NAME, &[second]);
+            router.readdress(&lab.left, lab.left.outer[0], second);
+            router.readdress(&lab.right, lab.right.outer[0], ip("198.51.100.88"));
+        });
+        assert!(gaps.iter().all(|gap| *gap < SILENCE + KNOCK + SLACK), "{gaps:?}");
+        // In the middle of a question, too.
+        let since = Instant::now();
+        let dead = worker().unwrap();
+        pulse.during("the helper dies while it looks", || {
+            thread::sleep(Duration::from_secs(5));
+            server.is_silent(true);
+            router.readdress(&lab.left, second, lab.left.outer[0]);
+            router.readdress(&lab.right, ip("198.51.100.88"), lab.right.outer[0]);
+            let asked = Instant::now();
+            wait_until("a question", PATIENCE, || server.asked(asked)[0] > 0);
+            kill(Pid::from_raw(dead as i32), Signal::SIGKILL).unwrap();
+            server.says(NAME, &[lab.left.outer[0]]);
+            server.is_silent(false);
+        });
+        let gap = pulse.gaps(since);
+        assert!(gap.iter().all(|gap| *gap < SILENCE + KNOCK + 2 * SLACK), "{gap:?}");
     }
 );

@@ -11,6 +11,7 @@ use super::story::Story;
 use super::{RunError, clock, keys};
 use crate::dataplane::{Dataplane, Mailbox, Message};
 use crate::keys::secret::leaving_no_trace;
+use crate::protocol::control::State;
 use crate::protocol::{Event, Input, Link, Output, Path, SocketId, Time, Transmit};
 use crate::sys::memory;
 use crate::sys::timer::Timer;
@@ -78,7 +79,7 @@ pub(super) struct DriverState {
     wall_clock: WallClock,
     /// Where the peer is looked for.
     sought: Vec<SocketAddr>,
-    /// Nothing answers: the name may mean another address by now.
+    /// The peer is not heard: the name may mean another address by now.
     look_again: bool,
     /// It has been said that keys lie on pages that are not locked.
     unlocked: bool,
@@ -222,7 +223,9 @@ impl Driver {
         match event {
             Event::WantSocket => self.open_port(now),
             Event::UsesSocket(id) => self.use_port(id),
-            Event::NoAnswer { .. } => self.state.look_again = true,
+            Event::Quiet | Event::NoAnswer { .. } | Event::State { state: State::Down, .. } => {
+                self.state.look_again = true;
+            }
             _ => {}
         }
     }
