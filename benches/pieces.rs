@@ -20,7 +20,7 @@ use tieline::packet::merge::{Limits, Merger};
 use tieline::packet::split::{self, Checksums, Taken};
 use tieline::packet::transport::{Protocol, Transport};
 use tieline::packet::virtio::{Gso, Header, Kind};
-use tieline::packet::{Batch, Layout};
+use tieline::packet::{Batch, Layer, Layout};
 use tieline::protocol::replay::Window;
 use tieline::protocol::session::Cipher;
 use tieline::protocol::wire::data_flags::PARTIAL_CHECKSUM;
@@ -79,7 +79,7 @@ impl Load {
     /// Cuts the frames into `batch`, as the egress loop does.
     fn cut(&mut self, batch: &mut Batch<u8>) {
         for (header, frame) in &mut self.frames {
-            match split::take(header, frame, Checksums::Partial, LAYOUT.frame).expect("a frame") {
+            match split::take(Layer::Ip, header, frame, Checksums::Partial, LAYOUT.frame).expect("a frame") {
                 Taken::Run(plan) => {
                     assert!(plan.is_partial());
                     assert_eq!(plan.fill(0, frame, batch, &PARTIAL_CHECKSUM), plan.count());
@@ -112,7 +112,7 @@ fn packet(protocol: Protocol, payload: usize) -> (Header, Vec<u8>) {
     let length = packet.len() as u16;
     packet[2..4].copy_from_slice(&length.to_be_bytes());
     checksum::complete(&mut packet[..20], 10);
-    let found = Transport::find(&packet).expect("a packet");
+    let found = Transport::find(Layer::Ip, &packet).expect("a packet");
     let sum = found.pseudo(&packet) + Sum::word(found.length());
     let at = found.start + protocol.checksum_offset();
     packet[at..at + 2].copy_from_slice(&sum.partial().to_be_bytes());
@@ -146,7 +146,8 @@ fn open(criterion: &mut Criterion, load: &mut Load) {
     for cipher in CIPHERS {
         let [(mut sender, ..), (_, mut receiver, _)] = line::up(cipher);
         let mut batch = Batch::new(LAYOUT);
-        let mut inlet = Inlet { buffer: vec![0; 1 << 17], merger: Merger::new(Limits::default(), load.packets) };
+        let mut inlet =
+            Inlet { buffer: vec![0; 1 << 17], merger: Merger::new(Layer::Ip, Limits::default(), load.packets) };
         group.bench_function(cipher.name(), |bencher| {
             bencher.iter_custom(|times| {
                 let mut spent = Duration::ZERO;

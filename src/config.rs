@@ -18,7 +18,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::keys::{PresharedKey, PublicKey, SecretKey};
 pub use report::Problem;
@@ -59,9 +59,38 @@ pub struct LinkConfig {
     pub mtu: Mtu,
     /// Metric of the routes; the kernel's own choice if `None`.
     pub metric: Option<u32>,
+    /// What is carried; the same at both ends. With Ethernet there are no `routes`.
+    pub layer: Layer,
+    /// The bridge whose port the interface becomes; only with Ethernet, and without `addresses`.
+    pub bridge: Option<String>,
+    /// Whether the routes are there only while the link is up.
+    pub routes_follow: bool,
+    /// When the interface has a carrier.
+    pub carrier: Carrier,
 }
 
-/// The interface's MTU: the largest inner packet, in bytes.
+/// When the interface has a carrier: what it is to an Ethernet card that a cable is plugged in, and to routing that a line is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Carrier {
+    /// While both ends hear each other.
+    Peer,
+    /// Always.
+    Always,
+}
+
+/// What the link carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layer {
+    /// IP packets.
+    #[default]
+    Ip,
+    /// Ethernet frames.
+    Ethernet,
+}
+
+/// The interface's MTU: the largest inner packet, in bytes, without an Ethernet header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mtu {
     /// From the route to the peer.
@@ -209,6 +238,10 @@ impl Config {
             (link.routes == theirs.routes, "[link] routes"),
             (link.mtu == theirs.mtu, "[link] mtu"),
             (link.metric == theirs.metric, "[link] metric"),
+            (link.layer == theirs.layer, "[link] layer"),
+            (link.bridge == theirs.bridge, "[link] bridge"),
+            (link.routes_follow == theirs.routes_follow, "[link] routes_follow"),
+            (link.carrier == theirs.carrier, "[link] carrier"),
             (self.local.listen == other.local.listen, "[local] listen"),
             (self.local.user == other.local.user, "[local] user"),
             (self.peer.endpoint == other.peer.endpoint, "[peer] endpoint"),

@@ -292,6 +292,23 @@ fn no_common_cipher_is_said_and_waits() {
 }
 
 #[test]
+fn layers_that_differ_are_said_at_both_ends_and_no_session_comes_of_it() {
+    for ethernet in [A, B] {
+        let mut world = pair_with(|setups| {
+            setups[B].knows_peer = false;
+            setups[ethernet].params.ethernet = true;
+        });
+        world.run(secs(29));
+        assert_eq!(world.ends[A].said(|e| *e == Event::Refused(Verdict::LayersDiffer)), 1);
+        assert_eq!(world.ends[B].said(|e| *e == Event::Refusing(Verdict::LayersDiffer)), 1);
+        assert!([A, B].iter().all(|end| world.status(*end).session.is_none()));
+        assert_eq!(world.logged(A, Kind::Knock).len(), 1, "knocked again within 30 s");
+    }
+    let world = pair_with(|setups| setups.iter_mut().for_each(|setup| setup.params.ethernet = true));
+    carries(&mut up(world));
+}
+
+#[test]
 fn a_clock_at_its_beginning_is_as_good_as_any() {
     for boots in [[0, 0], [0, 1 << 60], [1 << 60, 0]] {
         let world = pair_with(|setups| (setups[A].boot, setups[B].boot) = (boots[0], boots[1]));

@@ -8,15 +8,26 @@ use crate::flood::junk;
 use crate::flood::opener::{Opened, Opener};
 use crate::flood::outside::{Flow, GATE, Outside};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 use tieline::protocol::wire;
+use tieline::sys::priority::set_nice;
+use tieline::sys::udp::{ReceiveBatch, UdpSocket};
+use tieline::sys::wake::wait_readable;
 
 /// Datagrams of the link's beginning: a Knock and an Init are among them.
 const BEGINNING: usize = 20;
 /// Nobody listens there.
 const CLOSED: u16 = 9;
+/// What comes there is taken and forgotten.
+const OPEN: u16 = 7_999;
+/// Datagrams taken in one call, as the link's own loop takes them, and room for each.
+const ROOMS: usize = 16;
+const ROOM: usize = 1 << 16;
+/// How often a loop without work looks whether it is to end.
+const LOOK: Duration = Duration::from_millis(100);
 /// Reports are as frequent as can be, so that a lost one shows.
 const INTERVAL: &str = "[liveness]\ninterval = \"100ms\"\n";
 /// From the start of flood and transfer until both have found their rate.
@@ -31,6 +42,8 @@ pub enum Kind {
     /// Plain UDP to a port where nobody listens: the machine's own price.
     Closed,
     ClosedLarge,
+    /// To a port where a loop takes it and forgets it: what it costs to be handed anything at all.
+    Taken,
     Garbage,
     EachType,
     OldKnock,
@@ -45,10 +58,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Nothing,
         Kind::Closed,
         Kind::ClosedLarge,
+        Kind::Taken,
         Kind::Garbage,
         Kind::EachType,
         Kind::OldKnock,
@@ -66,6 +80,7 @@ impl Kind {
             Kind::Nothing => "nothing",
             Kind::Closed => "closed",
             Kind::ClosedLarge => "closed-large",
+            Kind::Taken => "taken",
             Kind::Garbage => "garbage",
             Kind::EachType => "each-type",
             Kind::OldKnock => "old-knock",
@@ -148,6 +163,9 @@ impl Scene {
         let flows: Vec<_> = sources.iter().map(|&from| Flow { from, to, datagrams: &datagrams, per_second }).collect();
         let (meter, stop, sent) = (Meter::default(), AtomicBool::new(false), AtomicU64::new(0));
         thread::scope(|scope| {
+            if kind == Kind::Taken {
+                scope.spawn(|| lab.right.network.run(|| take(to, &stop)).unwrap());
+            }
             let opening = (kind == Kind::Opens).then(|| scope.spawn(|| self.opens(lab, &stop)));
             scope.spawn(|| self.outside.flood(&flows, &stop, &sent));
             for (outgoing, incoming) in (0..streams).map(|_| connect(lab)) {
@@ -192,11 +210,12 @@ impl Scene {
         };
         let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
         let keys = junk::open_key(&lab.left.key, &lab.right.key.public().unwrap());
-        let closed = SocketAddr::new(target.ip(), CLOSED);
+        let [closed, open] = [CLOSED, OPEN].map(|port| SocketAddr::new(target.ip(), port));
         match kind {
             Kind::Nothing | Kind::Opens => (Vec::new(), Vec::new(), target),
             Kind::Closed => (junk::garbage(junk::SMALL), vec![stranger], closed),
             Kind::ClosedLarge => (junk::garbage(junk::LARGE), vec![stranger], closed),
+            Kind::Taken => (junk::garbage(junk::SMALL), vec![stranger], open),
             Kind::Garbage => (junk::garbage(junk::SMALL), vec![stranger], target),
             Kind::EachType => (junk::each_type(), vec![stranger], target),
             Kind::OldKnock => (recorded(wire::Kind::Knock), vec![stranger], target),
@@ -215,6 +234,19 @@ impl Scene {
         let Outside { stranger, target, .. } = self.outside;
         let socket = self.outside.socket(stranger, target);
         Opener::new(own, &peer, true).open(&socket, OPENS, seed, stop)
+    }
+}
+
+/// Takes what comes to `at` as the link's own loop does, and no more.
+fn take(at: SocketAddr, stop: &AtomicBool) {
+    let socket = UdpSocket::bind(at).unwrap();
+    let (mut batch, mut buffer) = (ReceiveBatch::new(ROOMS), vec![0; ROOMS * ROOM]);
+    let _ = set_nice(-15);
+    while !stop.load(Relaxed) {
+        wait_readable([Some(socket.as_fd())], Some(LOOK)).unwrap();
+        while batch.receive(socket.as_fd(), buffer.chunks_exact_mut(ROOM)).unwrap() > 0 {
+            thread::yield_now();
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{FAILED, Failure, StatusArgs, print};
-use crate::config::Config;
-use crate::control::status::{self, AskError, Drops, Rotation, Sandbox, State, Status, Traffic};
+use crate::config::{self, Config};
+use crate::control::status::{self, AskError, Carrier, Drops, Rotation, Sandbox, State, Status, Traffic};
 
 /// The link is not up, or not running.
 const NOT_UP: u8 = 3;
@@ -105,6 +105,7 @@ fn show(status: &Status) -> String {
     if let Some(rotation) = rotation(status) {
         let _ = write!(text, "\n  rotation  {rotation}");
     }
+    let _ = write!(text, "\n  carrier   {}", carrier(&status.carrier));
     text += "\n  session   ";
     match &status.session {
         Some(session) => {
@@ -133,6 +134,29 @@ fn show(status: &Status) -> String {
         let _ = write!(text, "\n  sandbox   {}", locks(sandbox));
     }
     text + "\n"
+}
+
+/// What routing sees of the line, and why it is damped where it is.
+fn carrier(carrier: &Carrier) -> String {
+    let mut text = match (carrier.follows, carrier.on) {
+        (config::Carrier::Always, _) => "always on".to_owned(),
+        (config::Carrier::Peer, true) => "on".to_owned(),
+        (config::Carrier::Peer, false) => "off".to_owned(),
+    };
+    match carrier.left_s {
+        Some(left) => _ = write!(text, ", damped: waits {left:.1} s more"),
+        None if carrier.wait_s > 0.0 && carrier.on => text += ", damped until it has been up for 5 minutes",
+        None if carrier.wait_s > 0.0 => {
+            _ = write!(text, ", damped: will wait {} s once the peer is back", carrier.wait_s)
+        }
+        None => {}
+    }
+    match carrier.losses {
+        0 => {}
+        1 => text += ", lost once in the last minute",
+        several => _ = write!(text, ", lost {several} times in the last minute"),
+    }
+    text
 }
 
 /// How far a change of keys is.
@@ -234,6 +258,7 @@ mod tests {
                 endpoint: Some("203.0.113.7:7311".into()),
             },
             rotation: Rotation::None,
+            carrier: Carrier { follows: config::Carrier::Peer, on: true, losses: 0, wait_s: 0.0, left_s: None },
             session: Some(Session {
                 noise: "…".into(),
                 cipher: "aes-256-gcm".into(),
@@ -268,6 +293,7 @@ tl0 (hq): up since 2026-01-02T03:04:05Z
   this end  tlpub1own…
   peer      tlpub1…
             at 203.0.113.7:7311
+  carrier   on
   session   aes-256-gcm, post-quantum, epoch 3, 41 s old
   path      mtu 1440, rtt 12.1 ms, jitter 0.3 ms
   sent      1234 packets, 1.2 MB, 0.0 % lost lately
@@ -284,6 +310,7 @@ tl0 (hq): up since 2026-01-02T03:04:05Z
         let status = Status {
             state: State::Down,
             peer: Peer { endpoint: None, ..status().peer },
+            carrier: Carrier { on: false, losses: 1, ..status().carrier },
             session: None,
             path: Line { mtu: None, rtt_ms: None, jitter_ms: None, tx: nothing.clone(), rx: nothing },
             drops: Drops::default(),
@@ -294,12 +321,23 @@ tl0 (hq): up since 2026-01-02T03:04:05Z
 tl0 (hq): down since 2026-01-02T03:04:05Z
   this end  tlpub1own…
   peer      tlpub1…
+  carrier   off, lost once in the last minute
   session   none
   sent      0 packets, 0 B
   received  0 packets, 0 B
   sandbox   no capabilities, no seccomp, no landlock
 ";
         assert_eq!(show(&status), shown);
+    }
+
+    #[test]
+    fn a_line_that_comes_and_goes() {
+        let damped = |on, left_s, wait_s| carrier(&Carrier { on, left_s, wait_s, losses: 5, ..status().carrier });
+        let lately = "lost 5 times in the last minute";
+        assert_eq!(damped(false, Some(1.54), 2.0), format!("off, damped: waits 1.5 s more, {lately}"));
+        assert_eq!(damped(false, None, 4.0), format!("off, damped: will wait 4 s once the peer is back, {lately}"));
+        assert_eq!(damped(true, None, 4.0), format!("on, damped until it has been up for 5 minutes, {lately}"));
+        assert_eq!(carrier(&Carrier::default()), "always on");
     }
 
     #[test]

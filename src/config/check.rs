@@ -14,7 +14,7 @@ use toml::{Spanned, Value};
 
 use super::report::{Problem, Report, Source};
 use super::schema::Texts;
-use super::{Config, CryptoConfig, Endpoint, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
+use super::{Carrier, Config, CryptoConfig, Endpoint, Layer, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
 use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
 
 /// Keys of one kind that may be listed: an old one and a new one.
@@ -87,20 +87,10 @@ impl Checker<'_> {
             self.fail(span, format!("not supported by this version yet: {what}"), "take it out, or use a later version")
         };
         if let Some(link) = file.link.as_ref().map(Spanned::get_ref) {
-            if let Some(layer) = &link.layer
-                && *layer.get_ref() == schema::Layer::Ethernet
+            if let Some(duplicate) = &link.duplicate
+                && *duplicate.get_ref()
             {
-                return not_yet(layer.span(), &"`layer = \"ethernet\"`");
-            }
-            if let Some(bridge) = &link.bridge {
-                return not_yet(bridge.span(), &"`bridge`");
-            }
-            for (flag, name) in [(&link.routes_follow, "routes_follow"), (&link.duplicate, "duplicate")] {
-                if let Some(flag) = flag
-                    && *flag.get_ref()
-                {
-                    return not_yet(flag.span(), &format_args!("`{name} = true`"));
-                }
+                return not_yet(duplicate.span(), &"`duplicate = true`");
             }
         }
         if let Some(local) = file.local.as_ref().map(Spanned::get_ref) {
@@ -119,16 +109,6 @@ impl Checker<'_> {
         if let Some(hooks) = &file.hooks {
             return not_yet(hooks.span(), &"`[hooks]`");
         }
-        let carrier = file.link.as_ref().and_then(|link| link.get_ref().carrier.as_ref());
-        if let Some(carrier) = carrier
-            && *carrier.get_ref() == schema::Carrier::Peer
-        {
-            self.warn(
-                carrier.span(),
-                "carrier does not follow the peer in this version yet: the interface stays up",
-                "do not rely on it for failover; `carrier = \"always\"` says what happens",
-            );
-        }
         Ok(())
     }
 
@@ -145,14 +125,55 @@ impl Checker<'_> {
         };
         let addresses = self.addresses(&link.address)?;
         let routes = self.routes(&link.routes, &addresses)?;
-        if addresses.is_empty() && routes.is_empty() {
+        let bridge = self.bridge(link, &interface)?;
+        // An Ethernet may be joined to others by other hands.
+        if addresses.is_empty() && routes.is_empty() && link.layer == Layer::Ip {
             let problem = Problem::new(
                 "the link has neither an address nor a route: nothing will use it",
                 "write `address = [\"10.99.0.1/30\"]` in [link], the other end having 10.99.0.2/30",
             );
             self.warnings.push(self.at_section(file.link.as_ref(), problem));
         }
-        Ok(LinkConfig { interface, addresses, routes, mtu, metric: link.metric })
+        Ok(LinkConfig {
+            interface,
+            addresses,
+            routes,
+            mtu,
+            metric: link.metric,
+            layer: link.layer,
+            bridge,
+            routes_follow: link.routes_follow.unwrap_or(true),
+            carrier: link.carrier.unwrap_or(Carrier::Peer),
+        })
+    }
+
+    /// What only an Ethernet can have, and what it cannot.
+    fn bridge(&self, link: &schema::Link, interface: &str) -> Result<Option<String>, Report> {
+        if let (Layer::Ethernet, Some(route)) = (link.layer, link.routes.first()) {
+            return self.fail(
+                route.span(),
+                "on an Ethernet a route needs a next hop, which `routes` does not have",
+                "set it with `ip route add NETWORK via ADDRESS`, or take `layer = \"ip\"`, where none is needed",
+            );
+        }
+        let Some(text) = &link.bridge else { return Ok(None) };
+        let bridge = self.parsed(text, parse::interface)?;
+        if link.layer == Layer::Ip {
+            let help = "write `layer = \"ethernet\"` beside it, at both ends";
+            return self.fail(text.span(), "only a link that carries Ethernet can be a bridge's port", help);
+        }
+        if bridge == interface {
+            let help = "name the bridge that it joins";
+            return self.fail(text.span(), "this is the link's own interface", help);
+        }
+        if let Some(address) = link.address.first() {
+            return self.fail(
+                address.span(),
+                format!("a port of bridge `{bridge}` has no use for an address"),
+                "take it out: the address belongs on the bridge itself",
+            );
+        }
+        Ok(Some(bridge))
     }
 
     fn addresses(&self, texts: &[Spanned<String>]) -> Result<Vec<IpNet>, Report> {

@@ -29,26 +29,12 @@ pub(super) struct Link {
     pub address: Vec<Spanned<String>>,
     pub routes: Vec<Spanned<String>>,
     pub mtu: Option<Spanned<Value>>,
-    pub layer: Option<Spanned<Layer>>,
+    pub layer: super::Layer,
     pub bridge: Option<Spanned<String>>,
-    pub carrier: Option<Spanned<Carrier>>,
+    pub carrier: Option<super::Carrier>,
     pub metric: Option<u32>,
-    pub routes_follow: Option<Spanned<bool>>,
+    pub routes_follow: Option<bool>,
     pub duplicate: Option<Spanned<bool>>,
-}
-
-#[derive(Deserialize, PartialEq)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Layer {
-    Ip,
-    Ethernet,
-}
-
-#[derive(Deserialize, PartialEq)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Carrier {
-    Peer,
-    Always,
 }
 
 #[derive(Default, Deserialize)]

@@ -62,6 +62,10 @@ fn a_small_file_has_the_defaults() {
             routes: vec!["192.168.20.0/24".parse().unwrap()],
             mtu: Mtu::Auto,
             metric: None,
+            layer: Layer::Ip,
+            bridge: None,
+            routes_follow: true,
+            carrier: Carrier::Peer,
         }
     );
     assert_eq!(config.local.listen, Some("[::]:7311".parse().unwrap()));
@@ -101,6 +105,8 @@ fn what_else_changed_beside_the_keys_is_named() {
     let changed = [
         ("routes = [\"192.168.20.0/24\"]", "routes = []", "[link] routes"),
         ("[local]", "mtu = 1400\n[local]", "[link] mtu"),
+        ("[local]", "routes_follow = false\n[local]", "[link] routes_follow"),
+        ("[local]", "carrier = \"always\"\n[local]", "[link] carrier"),
         ("[local]", "[local]\nuser = \"nobody\"", "[local] user"),
         ("[::]:7311", "[::]:7312", "[local] listen"),
         ("[peer]", "[peer]\nendpoint = \"203.0.113.7:7311\"", "[peer] endpoint"),

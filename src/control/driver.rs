@@ -3,6 +3,7 @@
 //! The engine's order is kept: keys reach the ingress loop before the datagram that lets the peer use them. Nothing here
 //! waits but the one select; a datagram that cannot be sent now is lost, as on any wire.
 
+use super::line::Line;
 use super::ports::Ports;
 use super::reload::Reload;
 use super::resolver::Resolver;
@@ -61,6 +62,7 @@ enum Woken {
 /// The engine and what it acts on.
 pub(super) struct Driver {
     pub(super) link: Link,
+    pub(super) line: Line,
     pub(super) dataplane: Dataplane,
     pub(super) ports: Ports,
     pub(super) identity: Identity,
@@ -105,6 +107,7 @@ impl Driver {
         loop {
             let now = clock()?;
             self.carry_out(now);
+            self.show_line(now);
             if std::mem::take(&mut self.state.look_again) {
                 inlets.resolver.look_again();
             }
@@ -113,7 +116,7 @@ impl Driver {
                 return result;
             }
             let by = self.state.ending.as_ref().map(|(_, by)| *by);
-            let due = [self.link.poll_timeout(), by].into_iter().flatten().min();
+            let due = [self.link.poll_timeout(), self.line.due(), by].into_iter().flatten().min();
             let woken = tokio::select! {
                 fired = inlets.timer.until(due.map(|due| due.0)) => Woken::Timer(fired),
                 message = inlets.mailbox.recv() => Woken::Mail(message),
@@ -175,6 +178,7 @@ impl Driver {
     fn end(&mut self, now: Time, result: Result<(), RunError>) {
         if self.state.ending.is_none() {
             self.state.ending = Some((result, now + CLOSING_TIME));
+            self.line.close();
             self.link.close(now);
         }
     }
@@ -190,8 +194,22 @@ impl Driver {
             }
         }
         let path = self.link.status().path.map(|path| path.peer);
+        if let Err(error) = self.dataplane.admit(path) {
+            debug!("what the peer sends may come later than what others do: {error}");
+        }
         let peer = path.or(self.state.sought.first().copied()).map(|address| address.ip());
         self.peer.send_if_modified(|told| std::mem::replace(told, peer) != peer);
+    }
+
+    /// Lets the rest of the machine see that the line came or went.
+    fn show_line(&mut self, now: Time) {
+        let Some(on) = self.line.news(now) else { return };
+        if self.line.sets_carrier()
+            && let Err(error) = self.dataplane.set_carrier(on)
+        {
+            warn!("the interface's carrier stays as it was: {error}");
+        }
+        self.line.tell(now, on);
     }
 
     fn send(&mut self, now: Time, Transmit { path, datagram }: Transmit) {
@@ -221,6 +239,7 @@ impl Driver {
             line.log();
         }
         match event {
+            Event::State { state, .. } => self.line.hear(now, state),
             Event::WantSocket => self.open_port(now),
             Event::UsesSocket(id) => self.use_port(id),
             Event::Quiet | Event::NoAnswer { .. } | Event::State { state: State::Down, .. } => {
@@ -264,6 +283,7 @@ impl Driver {
             counters: self.dataplane.counters(),
             drops: &levels.drops,
             offloads: self.dataplane.offloads(),
+            carrier: self.line.status(now),
         };
         moment.show(&self.identity, since).to_json()
     }

@@ -4,13 +4,17 @@
 //! the device closes, also after kill -9.
 
 use super::RunError;
-use crate::config::{LinkConfig, Mtu};
+use crate::config::{self, Carrier, Config, LinkConfig, Mtu};
 use crate::dataplane::Device;
+use crate::keys::PublicKey;
+use crate::packet::Layer;
 use crate::protocol::constants::MIN_TRANSPORT;
+use crate::protocol::crypto::{CryptoFailure, sha256};
+use crate::protocol::link::SetupError;
 use crate::sys::netlink::{Netlink, NetlinkError};
 use crate::sys::offloads::TunOffloads;
-use crate::sys::tun;
-use std::net::IpAddr;
+use crate::sys::{sysctl, tun};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -29,10 +33,10 @@ const QUEUE: u32 = 2_000;
 const REFRESH: Duration = Duration::from_secs(60);
 
 /// The largest inner packet that fits one datagram on a way that carries `outer` bytes to `peer`: less the IP header
-/// without options, the UDP header, and the transport header and tag.
-fn fits(outer: u32, peer: IpAddr) -> u32 {
+/// without options, the UDP header, the transport header and tag, and what a frame has around a packet.
+fn fits(outer: u32, peer: IpAddr, layer: Layer) -> u32 {
     let ip = if peer.is_ipv4() { 20 } else { 40 };
-    outer.saturating_sub(ip + 8 + MIN_TRANSPORT as u32).min(MAX_MTU)
+    outer.saturating_sub(ip + 8 + (MIN_TRANSPORT + layer.overhead()) as u32).min(MAX_MTU)
 }
 
 /// What `mtu = "auto"` is where packets of that size fit.
@@ -40,31 +44,111 @@ fn auto(fits: u32) -> u32 {
     fits.max(MIN_MTU)
 }
 
-/// Makes the interface, with those of the offloads wished for that there are, and brings it up. It lives as long as the
-/// device.
-pub(super) async fn create(
-    netlink: &Netlink,
-    config: &LinkConfig,
-    wish: TunOffloads,
-) -> Result<(u32, Device), RunError> {
-    let (tun, offloads) = tun::create(&config.interface, wish)?;
+/// An interface that is up.
+pub(super) struct Interface {
+    pub(super) index: u32,
+    /// It lives as long as this does.
+    pub(super) device: Device,
+    /// Whether its carrier can be set, and is to follow the peer: it has none yet.
+    pub(super) sets_carrier: bool,
+}
+
+/// Makes the interface, with those of the offloads wished for that there are, and brings it up.
+pub(super) async fn create(netlink: &Netlink, config: &Config, wish: TunOffloads) -> Result<Interface, RunError> {
+    let own = config.local.private_key.public().map_err(|_| SetupError::from(CryptoFailure))?;
+    let config = &config.link;
+    let bridge = match &config.bridge {
+        Some(name) => Some(find_bridge(netlink, name).await?),
+        None => None,
+    };
+    let layer = layer(config);
+    let kind = match layer {
+        Layer::Ip => tun::Kind::Tun,
+        Layer::Ethernet => tun::Kind::Tap,
+    };
+    let (tun, offloads) = tun::create(&config.interface, kind, wish)?;
+    let device = Device::new(tun, layer, offloads);
+    let sets_carrier = config.carrier == Carrier::Peer && take_carrier(&device, &config.interface);
     let index = netlink.index(&config.interface).await?;
+    if layer == Layer::Ethernet {
+        netlink.set_hardware_address(index, hardware_address(&own, &config.interface)).await?;
+    }
     let mtu = match config.mtu {
         Mtu::Fixed(mtu) => mtu.into(),
         // The peer may be reached over IPv6.
-        Mtu::Auto => USUAL_MTU - 80,
+        Mtu::Auto => fits(USUAL_MTU, IpAddr::V6(Ipv6Addr::UNSPECIFIED), layer),
     };
     netlink.set_mtu(index, mtu).await?;
-    set_longest(netlink, index, mtu).await;
+    set_longest(netlink, index, mtu, layer).await;
     netlink.set_queue_length(index, QUEUE).await?;
+    if let Some(bridge) = bridge {
+        keep_quiet(&config.interface);
+        netlink.join_bridge(index, bridge).await?;
+    }
     for address in &config.addresses {
         netlink.add_address(index, address.addr(), address.prefix_len()).await?;
     }
     netlink.set_up(index).await?;
     for route in &config.routes {
-        netlink.add_route(index, route.addr(), route.prefix_len(), config.metric).await?;
+        let (network, length) = (route.addr(), route.prefix_len());
+        netlink.add_route(index, network, length, config.metric).await?;
+        if config.routes_follow {
+            // Whether it can be set shows at once, not when the peer comes.
+            netlink.del_route(index, network, length, config.metric).await?;
+        }
     }
-    Ok((index, Device::new(tun, offloads)))
+    Ok(Interface { index, device, sets_carrier })
+}
+
+/// Takes the carrier away until the peer is there, and has routing go by it; says whether that can be done.
+fn take_carrier(device: &Device, interface: &str) -> bool {
+    if let Err(error) = sysctl::ignore_routes_with_linkdown(interface) {
+        warn!(
+            "cannot set ignore_routes_with_linkdown for {interface}: {error}; while the peer is away, static routes and the \
+             link's own network stay"
+        );
+    }
+    let taken = device.set_carrier(false);
+    if let Err(error) = &taken {
+        warn!(
+            "this kernel cannot take the carrier from {interface}: {error}; the interface looks alive without the peer too"
+        );
+    }
+    taken.is_ok()
+}
+
+/// What the config's layer means to the packet path.
+fn layer(config: &LinkConfig) -> Layer {
+    match config.layer {
+        config::Layer::Ip => Layer::Ip,
+        config::Layer::Ethernet => Layer::Ethernet,
+    }
+}
+
+async fn find_bridge(netlink: &Netlink, name: &str) -> Result<u32, RunError> {
+    let no_bridge = |why: String| RunError::NoBridge { bridge: name.to_owned(), why };
+    let index = netlink.index(name).await.map_err(|error| no_bridge(error.to_string()))?;
+    match netlink.is_bridge(index).await? {
+        true => Ok(index),
+        false => Err(no_bridge(format!("interface {name} is of another kind"))),
+    }
+}
+
+/// The Ethernet address of an end's interface: the same after each start, another one at each end and for each interface. It
+/// says nothing that the public key does not.
+///
+/// Locally administered (IEEE 802 §8.4), and above all others: a bridge takes the lowest of its ports' addresses for its own,
+/// and would change it with a lower one.
+fn hardware_address(own: &PublicKey, interface: &str) -> [u8; 6] {
+    let [a, b, c, d, e, ..] = sha256(&[b"tieline v1 ethernet address", own.as_bytes(), interface.as_bytes()]);
+    [0xFE, a, b, c, d, e]
+}
+
+/// A bridge's port has no business of its own on the wire: IPv6 would greet those at the far end, and never hear them.
+fn keep_quiet(interface: &str) {
+    if let Err(error) = sysctl::disable_ipv6(interface) {
+        debug!("IPv6 stays on at {interface}: {error}");
+    }
 }
 
 /// The longest UDP datagram over IPv4, which is what one segmented send may come to.
@@ -75,14 +159,15 @@ const HEADERS: u32 = 40;
 const MAX_SEGMENTS: u32 = 64;
 
 /// The longest super-packet, and its segments, whose datagrams fit one segmented send.
-fn longest(mtu: u32) -> (u32, u16) {
-    let segments = (MAX_SEND / (mtu + MIN_TRANSPORT as u32)).clamp(1, MAX_SEGMENTS);
-    (HEADERS + segments * (mtu - HEADERS), segments as u16)
+fn longest(mtu: u32, layer: Layer) -> (u32, u16) {
+    let overhead = layer.overhead() as u32;
+    let segments = (MAX_SEND / (mtu + overhead + MIN_TRANSPORT as u32)).clamp(1, MAX_SEGMENTS);
+    (overhead + HEADERS + segments * (mtu - HEADERS), segments as u16)
 }
 
 /// Has the kernel make super-packets that are one send each. A longer one takes two, so a refusal is none.
-async fn set_longest(netlink: &Netlink, index: u32, mtu: u32) {
-    let (bytes, segments) = longest(mtu);
+async fn set_longest(netlink: &Netlink, index: u32, mtu: u32, layer: Layer) {
+    let (bytes, segments) = longest(mtu, layer);
     if let Err(error) = netlink.set_gso_max(index, bytes, segments).await {
         debug!("super-packets stay as long as they are: {error}");
     }
@@ -93,13 +178,14 @@ pub(super) struct MtuKeeper {
     netlink: Netlink,
     index: u32,
     config: Mtu,
+    layer: Layer,
     set: Option<u32>,
     warned: Option<u32>,
 }
 
 impl MtuKeeper {
-    pub(super) fn new(netlink: Netlink, index: u32, config: Mtu) -> MtuKeeper {
-        MtuKeeper { netlink, index, config, set: None, warned: None }
+    pub(super) fn new(netlink: Netlink, index: u32, config: &LinkConfig) -> MtuKeeper {
+        MtuKeeper { netlink, index, config: config.mtu, layer: layer(config), set: None, warned: None }
     }
 
     /// Follows `peer` for ever, and tells the largest inner packet that fits one datagram there.
@@ -126,14 +212,14 @@ impl MtuKeeper {
 
     async fn look(&mut self, peer: IpAddr) -> Result<u32, NetlinkError> {
         let outer = self.netlink.route_to(peer).await?.mtu;
-        let fits = fits(outer, peer);
+        let fits = fits(outer, peer, self.layer);
         let mtu = match self.config {
             Mtu::Fixed(mtu) => mtu.into(),
             Mtu::Auto => auto(fits),
         };
         if self.config == Mtu::Auto && self.set != Some(mtu) {
             self.netlink.set_mtu(self.index, mtu).await?;
-            set_longest(&self.netlink, self.index, mtu).await;
+            set_longest(&self.netlink, self.index, mtu, self.layer).await;
             self.set = Some(mtu);
             info!("MTU {mtu}: the way to {peer} carries packets of {outer} bytes");
         }
@@ -159,26 +245,32 @@ fn too_large(mtu: u32, fits: u32, peer: IpAddr, config: Mtu) -> String {
 mod tests {
     use super::*;
     use crate::sys::netns::NetNs;
+    use crate::sys::testing::shell;
 
     const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::LOCALHOST);
 
     #[test]
     fn sizes_on_known_ways() {
-        assert_eq!((fits(1500, V4), fits(1500, V6)), (1440, 1420));
-        assert_eq!((fits(1492, V4), fits(65_536, V4), fits(20, V6)), (1432, 9_000, 0));
-        assert_eq!(auto(fits(1500, V4)), 1440);
-        assert_eq!(auto(fits(1280, V6)), 1280, "never below what IPv6 needs, though it does not fit");
+        let ip = |outer, peer| fits(outer, peer, Layer::Ip);
+        assert_eq!((ip(1500, V4), ip(1500, V6)), (1440, 1420));
+        assert_eq!((ip(1492, V4), ip(65_536, V4), ip(20, V6)), (1432, 9_000, 0));
+        // 14 bytes of header and two tags of 4.
+        assert_eq!((fits(1500, V4, Layer::Ethernet), fits(1582, V4, Layer::Ethernet)), (1418, 1500));
+        assert_eq!(auto(ip(1500, V4)), 1440);
+        assert_eq!(auto(ip(1280, V6)), 1280, "never below what IPv6 needs, though it does not fit");
     }
 
     #[test]
     fn a_super_packet_fits_one_send() {
         for mtu in [1_280, 1_420, 1_440, 1_500, 4_000, 9_000] {
-            let (bytes, segments) = longest(mtu);
-            let payload = mtu - HEADERS;
-            assert!(u32::from(segments) * (mtu + 32) <= MAX_SEND && bytes <= 65_535);
-            assert_eq!((bytes - HEADERS).div_ceil(payload), u32::from(segments));
-            assert!(bytes > 56_000 || mtu > 4_000, "{mtu}: {bytes}");
+            for (layer, header) in [(Layer::Ip, 0), (Layer::Ethernet, 22)] {
+                let (bytes, segments) = longest(mtu, layer);
+                let payload = mtu - HEADERS;
+                assert!(u32::from(segments) * (header + mtu + 32) <= MAX_SEND && bytes <= 65_535);
+                assert_eq!((bytes - header - HEADERS).div_ceil(payload), u32::from(segments));
+                assert!(bytes > 56_000 || mtu > 4_000, "{mtu}: {bytes}");
+            }
         }
     }
 
@@ -190,6 +282,64 @@ mod tests {
             let small = too_large(1280, 1200, V6, config);
             assert!(small.contains("raise the MTU of the way"), "{small}");
         }
+    }
+
+    fn config() -> Config {
+        Config::load("examples/hq.toml".as_ref()).unwrap().0
+    }
+
+    #[test]
+    fn an_ethernet_address_is_this_ends_and_this_interfaces_alone() {
+        let [hq, branch] = ["hq", "branch"].map(|name| {
+            let config = Config::load(format!("examples/{name}.toml").as_ref()).unwrap().0;
+            config.local.private_key.public().unwrap()
+        });
+        let address = hardware_address(&hq, "tl0");
+        assert_eq!(address, hardware_address(&hq, "tl0"));
+        assert_eq!(address[0] & 0b11, 0b10, "locally administered, for one");
+        assert_ne!(address, hardware_address(&branch, "tl0"));
+        assert_ne!(address, hardware_address(&hq, "tl1"));
+    }
+
+    #[test]
+    fn an_ethernet_interface_joins_its_bridge_or_says_why_not() {
+        in_own_network(async {
+            let netlink = Netlink::open().unwrap();
+            let mut config = config();
+            config.link = LinkConfig {
+                interface: "tl-test".into(),
+                addresses: vec![],
+                routes: vec![],
+                mtu: Mtu::Auto,
+                metric: None,
+                layer: config::Layer::Ethernet,
+                bridge: Some("br-test".into()),
+                routes_follow: true,
+                carrier: Carrier::Peer,
+            };
+            let refused = async |config: &Config| match create(&netlink, config, TunOffloads::ALL).await {
+                Err(error) => error.to_string(),
+                Ok(_) => panic!("joined {:?}", config.link.bridge),
+            };
+            let said = refused(&config).await;
+            assert!(said.contains("no bridge br-test") && said.contains("ip link add br-test type bridge"), "{said}");
+            config.link.bridge = Some("lo".into());
+            let said = refused(&config).await;
+            assert!(said.contains("lo is of another kind"), "{said}");
+            assert!(netlink.index("tl-test").await.is_err(), "nothing is left of what failed");
+
+            shell("ip link add br-test type bridge && ip link set br-test up");
+            config.link.bridge = Some("br-test".into());
+            let Interface { index, device, .. } = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
+            assert_eq!(netlink.mtu(index).await.unwrap(), 1398);
+            let own = config.local.private_key.public().unwrap();
+            let address = hardware_address(&own, "tl-test").map(|byte| format!("{byte:02x}")).join(":");
+            shell(&format!("ip link show dev tl-test | grep -q 'link/ether {address}'"));
+            shell("ip link show dev tl-test | grep -q 'master br-test'");
+            shell("test -z \"$(ip -6 addr show dev tl-test)\"");
+            drop(device);
+            assert!(netlink.index("tl-test").await.is_err(), "still there");
+        });
     }
 
     /// Runs `test` in an empty network of its own, where this machine allows that.
@@ -212,21 +362,26 @@ mod tests {
             netlink.add_address(out, "192.0.2.9".parse().unwrap(), 24).await.unwrap();
             netlink.set_up(out).await.unwrap();
 
-            let config = LinkConfig {
+            let mut config = config();
+            config.link = LinkConfig {
                 interface: "tl-test".into(),
                 addresses: vec!["10.99.0.1/30".parse().unwrap(), "fd99::1/126".parse().unwrap()],
                 routes: vec!["198.51.100.0/24".parse().unwrap(), "fd77::/64".parse().unwrap()],
                 mtu: Mtu::Auto,
                 metric: Some(7),
+                layer: config::Layer::Ip,
+                bridge: None,
+                routes_follow: false,
+                carrier: Carrier::Always,
             };
-            let (index, tun) = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
+            let Interface { index, device, .. } = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
             assert_eq!(netlink.mtu(index).await.unwrap(), 1420);
             assert_eq!(netlink.route_to("198.51.100.7".parse().unwrap()).await.unwrap().oif, index);
             assert_eq!(netlink.route_to("fd77::7".parse().unwrap()).await.unwrap().oif, index);
 
             let (peer, watched) = watch::channel(None);
             let (tell, mut largest) = watch::channel(None);
-            let keeper = tokio::spawn(MtuKeeper::new(netlink.clone(), index, Mtu::Auto).follow(watched, tell));
+            let keeper = tokio::spawn(MtuKeeper::new(netlink.clone(), index, &config.link).follow(watched, tell));
             peer.send_replace(Some(V4));
             largest.changed().await.unwrap();
             assert_eq!(*largest.borrow(), Some(1432));
@@ -234,7 +389,7 @@ mod tests {
             drop(peer);
             keeper.await.unwrap();
 
-            drop(tun);
+            drop(device);
             assert!(netlink.index("tl-test").await.is_err(), "still there");
         });
     }

@@ -11,7 +11,7 @@
 //! [`run`] is a whole link: it makes the interface, opens the socket, starts the packet loops and drives the engine until
 //! it is told to stop; then it says goodbye and nothing is left. The driver carries out what the engine says, in
 //! its order, and never blocks. Around it: `resolver` finds the peer's addresses, `interface` keeps the MTU, [`status`]
-//! answers who asks, `reload` reads changed keys, `story` finds the words for the log.
+//! answers who asks, `line` says whether the line counts as there and `routes` go by it, `reload` reads changed keys, `story` finds the words for the log.
 //!
 //! To embed a link in another program, give [`run_until`] a config and the moment to stop:
 //!
@@ -27,13 +27,16 @@
 //! ```
 
 mod confine;
+mod damping;
 mod driver;
 mod entropy;
 mod interface;
+mod line;
 mod names;
 mod ports;
 mod reload;
 mod resolver;
+mod routes;
 pub mod status;
 mod story;
 
@@ -41,7 +44,7 @@ pub use confine::Sandbox;
 pub use entropy::OsEntropy;
 pub use names::serve as serve_names;
 
-use crate::config::{Checksum, CipherChoice, Config, CryptoConfig};
+use crate::config::{Checksum, CipherChoice, Config, CryptoConfig, Layer};
 use crate::dataplane::{Dataplane, Loop};
 use crate::keys::secret::leaving_no_trace;
 use crate::protocol::crypto::CryptoFailure;
@@ -55,10 +58,12 @@ use crate::sys::tun::TunError;
 use crate::sys::udp::BindError;
 use confine::{Closed, Confinement};
 use driver::{Driver, DriverState, Inlets};
-use interface::MtuKeeper;
+use interface::{Interface, MtuKeeper};
+use line::Line;
 use ports::Ports;
 use reload::Reload;
 use resolver::{Families, Resolver};
+use routes::Routes;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -100,6 +105,17 @@ pub enum RunError {
     /// Its addresses or routes.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// What should be a bridge is none.
+    #[error(
+        "there is no bridge {bridge} to join: {why}; make it first (ip link add {bridge} type bridge), or name another at \
+         [link] bridge"
+    )]
+    NoBridge {
+        /// Its name.
+        bridge: String,
+        /// What there is instead.
+        why: String,
+    },
     /// A link of that name runs already.
     #[error(
         "a link on interface {interface} is running already (it answers at {}): stop that one, or set another name at \
@@ -211,17 +227,18 @@ async fn drive(
     hangups: Option<Signal>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let interface = &config.link.interface;
-    let socket_path = status::socket_path(&status::run_dir(), interface);
+    let name = &config.link.interface;
+    let socket_path = status::socket_path(&status::run_dir(), name);
     if status::is_live(&socket_path) {
-        return Err(RunError::AlreadyRunning { interface: interface.clone(), socket: socket_path });
+        return Err(RunError::AlreadyRunning { interface: name.clone(), socket: socket_path });
     }
     let mut confinement = Confinement::prepare(options.sandbox, &config.local)?;
     let lookup = confinement.lookup(config.peer.endpoint.as_ref())?;
     let (ports, socket) = Ports::open_first(config.local.listen, options.offloads.udp)?;
     let local = socket.local_addr().map_err(RunError::system("cannot read the socket's address"))?;
     let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
-    let (index, device) = interface::create(&netlink, &config.link, options.offloads.tun).await?;
+    let interface = interface::create(&netlink, &config, options.offloads.tun).await?;
+    let Interface { index, device, sets_carrier } = interface;
     let now = clock()?;
     let params = params(&config, options, device.offloads());
     let (link, sender, receiver) = leaving_no_trace(|| Link::new(params, keys(&config), Box::new(OsEntropy), now))?;
@@ -231,12 +248,14 @@ async fn drive(
     let (dataplane, mailbox) =
         Dataplane::start_with(device, socket, sender, receiver, link.levels(), confinement.close_loops())
             .map_err(RunError::system("cannot start the packet loops"))?;
-    info!("{} on interface {interface}, UDP {local}", config.name);
+    info!("{} on interface {name}, UDP {local}", config.name);
 
     let (peer, followed) = watch::channel(None);
     let (found, largest) = watch::channel(None);
-    // It ends when the driver does, as nobody tells it where the peer is any more.
-    tokio::spawn(MtuKeeper::new(netlink, index, config.link.mtu).follow(followed, found));
+    let (tell, line) = watch::channel(false);
+    // They end when the driver does, as nobody tells them any more where the peer is and how the line is.
+    tokio::spawn(Routes::new(netlink.clone(), index, &config.link).follow(line));
+    tokio::spawn(MtuKeeper::new(netlink, index, &config.link).follow(followed, found));
     let inlets = Inlets {
         timer: Timer::new().map_err(RunError::system("cannot make a timer"))?,
         mailbox,
@@ -244,17 +263,19 @@ async fn drive(
         listener,
         hangups,
     };
-    let Closed { state: sandbox, reads } = confinement.close(config.link.mtu)?;
+    let Closed { state: sandbox, reads } = confinement.close(&config.link)?;
     let identity = status::Identity {
         name: config.name.clone(),
-        interface: interface.clone(),
+        interface: name.clone(),
         own: config.local.private_key.public().map_err(|_| SetupError::from(CryptoFailure))?,
         peers: config.peer.public_keys.clone(),
         preshared: config.peer.preshared_keys.len(),
         sandbox,
     };
     let reload = Reload::new(config, reads);
-    let driver = Driver { link, dataplane, ports, identity, reload, peer, largest, state: DriverState::default() };
+    let line = Line::new(sets_carrier, tell);
+    let state = DriverState::default();
+    let driver = Driver { link, line, dataplane, ports, identity, reload, peer, largest, state };
     let result = driver.run(inlets, stop).await;
     if result.is_ok() {
         info!("closed");
@@ -282,6 +303,7 @@ fn params(config: &Config, options: Options, device: TunOffloads) -> Params {
         post_quantum: config.crypto.post_quantum,
         // Without the header the kernel could not be told which packets of either direction are partial.
         partial_checksum: config.crypto.checksum == Checksum::Partial && device.vnet_hdr,
+        ethernet: config.link.layer == Layer::Ethernet,
         interval: config.liveness_interval,
         rekey: options.rekey.unwrap_or_default(),
     }

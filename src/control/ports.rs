@@ -8,6 +8,7 @@ use crate::protocol::SocketId;
 use crate::sys::offloads::UdpOffloads;
 use crate::sys::udp::{BindError, UdpSocket};
 use std::net::SocketAddr;
+use tracing::info;
 
 const FIRST: SocketId = SocketId(0);
 
@@ -27,11 +28,14 @@ impl Ports {
     }
 
     fn bind(&self, address: Option<SocketAddr>) -> Result<UdpSocket, BindError> {
-        let socket = match address {
+        let mut socket = match address {
             Some(address) => UdpSocket::bind(address)?,
             None => UdpSocket::bind_any()?,
         };
         socket.set_offloads(self.wish);
+        if let Err(error) = socket.open_door() {
+            info!("a flood from elsewhere will cost more than it need, as this kernel gives a port one queue: {error}");
+        }
         Ok(socket)
     }
 

@@ -7,7 +7,7 @@ mod socket;
 pub use socket::{AskError, ask, run_dir, running, socket_path};
 pub(super) use socket::{Client, Listener, is_live};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::dataplane::Counters;
 use crate::keys::PublicKey;
 use crate::protocol::control::State as LinkState;
@@ -47,6 +47,9 @@ pub struct Status {
     pub rotation: Rotation,
     /// The session all is sent under; null while there is none.
     pub session: Option<Session>,
+    /// Whether the rest of the machine sees the line as there.
+    #[serde(default)]
+    pub carrier: Carrier,
     /// The line.
     pub path: Path,
     /// Datagrams and frames that were dropped since the start, by reason.
@@ -72,6 +75,28 @@ pub struct Sandbox {
     pub landlock: Option<i32>,
     /// The user it became.
     pub user: Option<String>,
+}
+
+/// What routing sees of the line. A line that comes and goes is damped: it has to stay for a while before it counts as there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Carrier {
+    /// `peer`: it is on while both ends hear each other. `always`: it is on, because config says so or the kernel cannot do else.
+    pub follows: config::Carrier,
+    /// Whether the interface has one.
+    pub on: bool,
+    /// How often the line was lost within the last minute, without what five minutes up made good.
+    pub losses: usize,
+    /// How many seconds it has to stay up, now or when it comes up next: 0 up to three losses within a minute, then 1, doubling to 30.
+    pub wait_s: f64,
+    /// How many of them are left, while it is up and does not count as there yet.
+    pub left_s: Option<f64>,
+}
+
+impl Default for Carrier {
+    /// That of a link that does not tell.
+    fn default() -> Carrier {
+        Carrier { follows: config::Carrier::Always, on: true, losses: 0, wait_s: 0.0, left_s: None }
+    }
 }
 
 /// Offloads in use, see [`crate::sys::offloads`].
@@ -239,6 +264,7 @@ pub(super) struct Moment<'a> {
     pub(super) counters: Counters,
     pub(super) drops: &'a LinkDrops,
     pub(super) offloads: offloads::Offloads,
+    pub(super) carrier: Carrier,
 }
 
 impl Moment<'_> {
@@ -280,6 +306,7 @@ impl Moment<'_> {
                 age_s: thousandths(self.now.since(session.established).as_secs_f64()),
                 preshared_key: session.keys.preshared,
             }),
+            carrier: self.carrier.clone(),
             path: self.path(),
             drops: Drops {
                 replayed: self.drops.replayed.get(),
@@ -368,6 +395,7 @@ mod tests {
             counters,
             drops,
             offloads: offloads::Offloads::ALL,
+            carrier: Carrier { follows: config::Carrier::Peer, on: false, losses: 5, wait_s: 2.0, left_s: Some(0.5) },
         }
     }
 
@@ -417,6 +445,13 @@ mod tests {
     "epoch": 3,
     "age_s": 41.2,
     "preshared_key": null
+  },
+  "carrier": {
+    "follows": "peer",
+    "on": false,
+    "losses": 5,
+    "wait_s": 2.0,
+    "left_s": 0.5
   },
   "path": {
     "mtu": 1440,

@@ -1,5 +1,6 @@
 //! The device as the loops see it: frames with what the kernel says of them, whether or not it has virtio headers.
 
+use crate::packet::Layer;
 use crate::packet::virtio::{self, Header};
 use crate::sys::offloads::TunOffloads;
 use crate::sys::tun::{self, Refused, VNET_HEADER};
@@ -9,10 +10,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// The most pieces of one frame: its own head and the payloads of those merged with it.
 pub(super) const PIECES: usize = 64;
 
-/// The TUN device and what it can do.
+/// The TUN or TAP device and what it can do.
 #[derive(Debug)]
 pub struct Device {
     fd: OwnedFd,
+    layer: Layer,
     offloads: TunOffloads,
 }
 
@@ -25,10 +27,10 @@ pub(super) struct Frame {
 }
 
 impl Device {
-    /// A device from [`tun::create`]; `offloads` as that granted them.
+    /// A device from [`tun::create`], of the kind that carries `layer`; `offloads` as that granted them.
     #[must_use]
-    pub fn new(fd: OwnedFd, offloads: TunOffloads) -> Device {
-        Device { fd, offloads }
+    pub fn new(fd: OwnedFd, layer: Layer, offloads: TunOffloads) -> Device {
+        Device { fd, layer, offloads }
     }
 
     /// Reads a frame: as much as fits into `near`, the rest into `far`. `None` when there is none.
@@ -66,6 +68,19 @@ impl Device {
             count += 1;
         }
         tun::write(self.fd.as_fd(), &slices[1 - first..count])
+    }
+
+    /// What its frames begin with.
+    pub(super) fn layer(&self) -> Layer {
+        self.layer
+    }
+
+    /// Whether the interface has a carrier; see [`tun::set_carrier`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_carrier(&self, on: bool) -> io::Result<()> {
+        tun::set_carrier(self.fd.as_fd(), on)
     }
 
     /// What it can do.

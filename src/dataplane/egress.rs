@@ -88,7 +88,7 @@ impl<S: Seal> Egress<S> {
                 self.staging[..NEAR].copy_from_slice(near);
             }
             let bytes = if in_place { &mut near[..frame.length] } else { &mut self.staging[..frame.length] };
-            match split::take(&frame.header, bytes, checksums, LAYOUT.frame) {
+            match split::take(self.device.layer(), &frame.header, bytes, checksums, LAYOUT.frame) {
                 Ok(Taken::Whole { partial }) => {
                     if !in_place {
                         room[..frame.length].copy_from_slice(&self.staging[..frame.length]);
@@ -110,7 +110,7 @@ impl<S: Seal> Egress<S> {
 
 impl<S: Seal> Turns for Egress<S> {
     fn wait(&mut self) -> io::Result<u32> {
-        let ready = wait_readable([Some(self.device.as_fd()), Some(self.outlet.inbox.as_fd())])?;
+        let ready = wait_readable([Some(self.device.as_fd()), Some(self.outlet.inbox.as_fd())], None)?;
         if ready & COMMANDS != 0 {
             self.outlet.inbox.still();
         }

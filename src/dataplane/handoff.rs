@@ -166,7 +166,7 @@ mod tests {
             move || {
                 let (mut got, mut taken) = (Vec::new(), Vec::new());
                 while got.len() < COUNT as usize {
-                    wait_readable([Some(handoff.as_fd())]).unwrap();
+                    wait_readable([Some(handoff.as_fd())], None).unwrap();
                     handoff.still();
                     handoff.take(&mut taken);
                     got.extend(updates(&mut taken));

@@ -18,14 +18,20 @@ use crate::sys::udp::{self, ReceiveBatch, UdpSocket};
 use crate::sys::wake::wait_readable;
 use std::io;
 use std::ops::{ControlFlow, Range};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::warn;
 
 /// Messages taken in one receive call: with coalescing each may be a run of up to 64 KB, without it a datagram.
-const ROOMS: usize = 16;
+pub(super) const ROOMS: usize = 16;
 /// Room for the longest of them.
 const ROOM: usize = 1 << 16;
+/// How long a door is left alone after a batch from it in which nothing was the peer's: what floods it from elsewhere is looked
+/// at some 50,000 times a second and costs a twentieth of a processor, however much comes. The kernel drops the rest.
+pub(super) const REST: Duration = Duration::from_micros(250);
+/// What the loop waits for, by bit: the n-th socket's own queue is 2n, its door 2n + 1; then the bell.
+const BELL: usize = 2 * sockets::MAX;
 /// Packets a batch is expected to have; more only make the merger's lists grow.
 const PACKETS: usize = 1_024;
 
@@ -37,6 +43,8 @@ pub(super) struct Ingress<O> {
     /// [`ROOMS`] rooms, one after the other.
     buffer: Box<[u8]>,
     receives: ReceiveBatch,
+    /// Until when the doors are left alone.
+    rest: Option<Time>,
     merger: Merger,
     levels: Arc<Levels>,
     traffic: Arc<Traffic>,
@@ -53,27 +61,36 @@ impl<O: Open> Ingress<O> {
         outbox: Outbox,
     ) -> Self {
         Ingress {
-            merger: Merger::new(limits(&device), PACKETS),
+            merger: Merger::new(device.layer(), limits(&device), PACKETS),
             device,
             receiver,
             inbox: Inbox::new(handoff),
             buffer: vec![0; ROOMS * ROOM].into(),
             receives: ReceiveBatch::new(ROOMS),
+            rest: None,
             levels,
             traffic,
             outbox,
         }
     }
 
-    /// Takes one batch from the n-th socket to the interface, and says what there was.
-    fn serve(&mut self, n: usize) -> io::Result<Turn> {
-        // A table that changed since only means another socket that may be empty.
-        let Some((id, socket)) = self.inbox.sockets.at(n).cloned() else { return Ok(Turn::Idle) };
-        let filled = self.receive(&socket)?;
+    /// Takes one batch from a queue to the interface, and says what there was.
+    fn serve(&mut self, bit: usize) -> io::Result<Turn> {
+        let at_door = is_door(bit);
+        if at_door && self.resting()?.is_some() {
+            return Ok(Turn::Idle);
+        }
+        // A table that changed since only means another queue that may be empty.
+        let Some((id, socket)) = self.inbox.sockets.at(bit / 2).cloned() else { return Ok(Turn::Idle) };
+        let Some(queue) = queue(&socket, at_door) else { return Ok(Turn::Idle) };
+        let filled = self.receive(queue)?;
         if self.take_updates().is_break() {
             return Ok(Turn::Stop);
         }
-        self.open(id)?;
+        let by_peer = self.open(id)?;
+        if at_door && filled > 0 && !by_peer {
+            self.rest = Some(Time(boottime_ns()?) + REST);
+        }
         self.write()?;
         Ok(match filled {
             0 => Turn::Idle,
@@ -82,10 +99,20 @@ impl<O: Open> Ingress<O> {
         })
     }
 
-    /// Fills the rooms from one socket, and says how many. An error that is not the socket's end is no evidence of
+    /// How long the doors are still left alone.
+    fn resting(&mut self) -> io::Result<Option<Duration>> {
+        if let Some(until) = self.rest {
+            let now = Time(boottime_ns()?);
+            self.rest = (now < until).then_some(until);
+            return Ok(self.rest.map(|until| until.since(now)));
+        }
+        Ok(None)
+    }
+
+    /// Fills the rooms from one queue, and says how many. An error that is not the socket's end is no evidence of
     /// anything: it is counted.
-    fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
-        match self.receives.receive(socket, self.buffer.chunks_exact_mut(ROOM)) {
+    fn receive(&mut self, queue: BorrowedFd<'_>) -> io::Result<usize> {
+        match self.receives.receive(queue, self.buffer.chunks_exact_mut(ROOM)) {
             Ok(filled) => Ok(filled),
             Err(error) if udp::is_fatal(&error) => Err(error),
             Err(_) => {
@@ -100,9 +127,10 @@ impl<O: Open> Ingress<O> {
         self.inbox.take(|update| self.receiver.apply(update))
     }
 
-    /// Opens every datagram of the batch and sorts what is in it: frames to the merger, the rest to the mailbox.
-    fn open(&mut self, socket: SocketId) -> io::Result<()> {
-        let now = Time(boottime_ns()?);
+    /// Opens every datagram of the batch and sorts what is in it: frames to the merger, the rest to the mailbox. Says whether the
+    /// peer made any of them, and this moment: a cold open may be a copy.
+    fn open(&mut self, socket: SocketId) -> io::Result<bool> {
+        let (now, mut by_peer) = (Time(boottime_ns()?), false);
         for (room, message) in self.receives.datagrams() {
             if message.truncated {
                 self.levels.drops.malformed.bump();
@@ -117,6 +145,7 @@ impl<O: Open> Ingress<O> {
                 let datagram = &mut self.buffer[range.clone()];
                 match self.receiver.receive(now, path, datagram) {
                     Received::Frame { flags } => {
+                        by_peer = true;
                         let partial = flags & data_flags::PARTIAL_CHECKSUM != 0;
                         if self.merger.push(&self.buffer, plaintext(range), partial).is_err() {
                             self.levels.drops.malformed.bump();
@@ -128,6 +157,7 @@ impl<O: Open> Ingress<O> {
                         }
                     }
                     Received::Control { session, counter } => {
+                        by_peer = true;
                         self.outbox.control(path, session, counter, &self.buffer[plaintext(range)]);
                     }
                     Received::Nothing => {}
@@ -138,7 +168,7 @@ impl<O: Open> Ingress<O> {
             }
         }
         self.outbox.notices(&mut self.receiver);
-        Ok(())
+        Ok(by_peer)
     }
 
     /// Writes what the merger made of the batch's frames.
@@ -154,22 +184,22 @@ impl<O: Open> Ingress<O> {
         self.traffic.errors.add(delivered.lost as u64);
         if delivered.unmergeable {
             warn!("the kernel does not take merged packets; from now on each is written alone, which is slower");
-            self.merger = Merger::new(SINGLE, PACKETS);
+            self.merger = Merger::new(device.layer(), SINGLE, PACKETS);
         }
         Ok(())
     }
 }
 
 impl<O: Open> Turns for Ingress<O> {
-    /// Bit n says that the n-th socket has datagrams.
     fn wait(&mut self) -> io::Result<u32> {
-        let mut fds = [None; sockets::MAX + 1];
-        for (n, fd) in fds[..sockets::MAX].iter_mut().enumerate() {
-            *fd = self.inbox.sockets.at(n).map(|(_, socket)| socket.as_fd());
+        let rest = self.resting()?;
+        let mut fds = [None; BELL + 1];
+        for (bit, fd) in fds[..BELL].iter_mut().enumerate().filter(|(bit, _)| rest.is_none() || !is_door(*bit)) {
+            *fd = self.inbox.sockets.at(bit / 2).and_then(|(_, socket)| queue(socket, is_door(bit)));
         }
-        fds[sockets::MAX] = Some(self.inbox.as_fd());
-        let ready = wait_readable(fds)?;
-        if ready & (1 << sockets::MAX) != 0 {
+        fds[BELL] = Some(self.inbox.as_fd());
+        let ready = wait_readable(fds, rest)?;
+        if ready & (1 << BELL) != 0 {
             self.inbox.still();
         }
         Ok(ready)
@@ -177,8 +207,8 @@ impl<O: Open> Turns for Ingress<O> {
 
     fn turn(&mut self, ready: u32) -> io::Result<Turn> {
         let mut turn = Turn::Idle;
-        for n in (0..sockets::MAX).filter(|n| ready & (1 << n) != 0) {
-            turn = turn.max(self.serve(n)?);
+        for bit in (0..BELL).filter(|bit| ready & (1 << bit) != 0) {
+            turn = turn.max(self.serve(bit)?);
             if turn == Turn::Stop {
                 return Ok(turn);
             }
@@ -186,6 +216,14 @@ impl<O: Open> Turns for Ingress<O> {
         // Also when only the bell rang.
         Ok(if self.take_updates().is_break() { Turn::Stop } else { turn })
     }
+}
+
+fn is_door(bit: usize) -> bool {
+    bit % 2 == 1
+}
+
+fn queue(socket: &UdpSocket, door: bool) -> Option<BorrowedFd<'_>> {
+    if door { socket.door() } else { Some(socket.as_fd()) }
 }
 
 /// What an opened datagram carries.
@@ -242,13 +280,13 @@ fn limits(device: &Device) -> Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::testing::Model;
+    use crate::packet::{Layer, testing::Model};
 
     /// Two UDP packets that merge, and a TCP packet that stays alone, delivered by `put`.
     fn delivered(limits: Limits, put: impl FnMut(&Write<'_>) -> Result<(), Refused>) -> Delivered {
         let frames = [Model::udp4().packet(50), Model::udp4().packet(50), Model::tcp6().packet(7)];
         let mut buffer = frames.concat();
-        let mut merger = Merger::new(limits, 3);
+        let mut merger = Merger::new(Layer::Ip, limits, 3);
         let mut start = 0;
         for frame in &frames {
             merger.push(&buffer, start..start + frame.len(), false).unwrap();

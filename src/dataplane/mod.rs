@@ -31,13 +31,15 @@ pub use sockets::MAX as MAX_SOCKETS;
 use crate::packet::Layout;
 use crate::protocol::levels::{Counter, Levels};
 use crate::protocol::{EgressUpdate, IngressUpdate, Path, SocketId, constants};
-use crate::sys::offloads::{Offloads, TunOffloads};
+use crate::sys::offloads::Offloads;
 use crate::sys::priority::set_nice;
 use crate::sys::udp::UdpSocket;
 use handoff::{Command, Handoff};
 use mailbox::Outbox;
 use sockets::Sockets;
 use std::io;
+use std::mem;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -46,7 +48,8 @@ use std::thread::{self, JoinHandle};
 /// the second-level cache at common sizes and to look at updates within a millisecond.
 const BATCH: usize = 64;
 
-/// Room for the largest MTU the config takes, 9,000 bytes, and some more: a longer frame fills it and so is known.
+/// Room for the largest MTU the config takes, 9,000 bytes, an Ethernet header, and some more: a longer frame fills it and so
+/// is known.
 const FRAME: usize = 9_216;
 
 /// The loops come before what makes the traffic: a queue that is not emptied in time is loss and delay.
@@ -84,7 +87,9 @@ pub struct Dataplane {
     egress: Arc<Handoff<EgressUpdate>>,
     ingress: Arc<Handoff<IngressUpdate>>,
     sockets: Sockets,
-    device: TunOffloads,
+    /// Whose datagrams do not come by the door.
+    peer: Option<SocketAddr>,
+    device: Arc<Device>,
     tx: Arc<Traffic>,
     rx: Arc<Traffic>,
     threads: Vec<JoinHandle<()>>,
@@ -92,7 +97,7 @@ pub struct Dataplane {
 
 impl Dataplane {
     /// Starts both loops on `device`, which must be non-blocking, and `socket`, which becomes
-    /// [`SocketId`] 0. The interface lives as long as the loops do.
+    /// [`SocketId`] 0. The interface lives as long as this does.
     ///
     /// # Errors
     /// When the process is out of descriptors or threads.
@@ -124,7 +129,8 @@ impl Dataplane {
             egress: Arc::new(Handoff::new()?),
             ingress: Arc::new(Handoff::new()?),
             sockets: Sockets::default(),
-            device: device.offloads(),
+            peer: None,
+            device: device.clone(),
             tx: Arc::default(),
             rx: Arc::default(),
             threads: Vec::with_capacity(2),
@@ -173,15 +179,28 @@ impl Dataplane {
     /// Receives on `socket` too, and sends on it what has a path with `id`. It takes the place of one with that id.
     ///
     /// # Errors
-    /// `QuotaExceeded` when [`MAX_SOCKETS`] are open already.
+    /// `QuotaExceeded` when [`MAX_SOCKETS`] are open already; `OutOfMemory` when the kernel says so.
     pub fn add_socket(&mut self, id: SocketId, socket: UdpSocket) -> io::Result<()> {
         self.share(id, Arc::new(socket))
     }
 
     fn share(&mut self, id: SocketId, socket: Arc<UdpSocket>) -> io::Result<()> {
+        socket.admit(self.peer)?;
         self.sockets.open(id, socket.clone())?;
         self.egress.push(Command::Open(id, socket.clone()));
         self.ingress.push(Command::Open(id, socket));
+        Ok(())
+    }
+
+    /// Tells the peer's address: what comes from it comes first, and what comes from elsewhere is looked at only so often. All
+    /// of it is, while nobody floods.
+    ///
+    /// # Errors
+    /// `OutOfMemory` when the kernel says so: some sockets go by the address before.
+    pub fn admit(&mut self, peer: Option<SocketAddr>) -> io::Result<()> {
+        if mem::replace(&mut self.peer, peer) != peer {
+            self.sockets.iter().try_for_each(|socket| socket.admit(peer))?;
+        }
         Ok(())
     }
 
@@ -202,11 +221,19 @@ impl Dataplane {
         socket.send_to(datagram, path.peer, path.local)
     }
 
+    /// Whether the interface has a carrier.
+    ///
+    /// # Errors
+    /// As [`tun::set_carrier`](crate::sys::tun::set_carrier).
+    pub fn set_carrier(&self, on: bool) -> io::Result<()> {
+        self.device.set_carrier(on)
+    }
+
     /// What the kernel takes off the loops' hands, as of now.
     #[must_use]
     pub fn offloads(&self) -> Offloads {
         let udp = self.sockets.at(0).map(|(_, socket)| socket.offloads()).unwrap_or_default();
-        Offloads { tun: self.device, udp }
+        Offloads { tun: self.device.offloads(), udp }
     }
 
     /// The traffic so far.

@@ -31,6 +31,10 @@ impl Sockets {
         self.0.iter().find_map(|(known, socket)| (*known == id).then_some(socket))
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &UdpSocket> {
+        self.0.iter().map(|(_, socket)| &**socket)
+    }
+
     /// The n-th socket, in the order they were opened.
     pub(super) fn at(&self, n: usize) -> Option<&(SocketId, Arc<UdpSocket>)> {
         self.0.get(n)

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::keys::SecretKey;
+use crate::packet::Layer;
 use crate::protocol::crypto::{CryptoFailure, Entropy, KEM_CT, KEM_EK, KemKey, MacKey, Secret};
 use crate::protocol::handshake::{Root, Statics};
 use crate::protocol::session::{Cipher, Halves, Shape, lane_set};
@@ -42,7 +43,7 @@ impl End {
         let address = socket.local_addr().unwrap();
         let levels: Arc<Levels> = Arc::default();
         let (sender, receiver) = (Sender::new(levels.clone()), Receiver::new(vec![mac_key()], levels.clone()));
-        let device = Device::new(device, TunOffloads::NONE);
+        let device = Device::new(device, Layer::Ip, TunOffloads::NONE);
         let (dataplane, mailbox) = Dataplane::start(device, socket, sender, receiver, levels.clone()).unwrap();
         End { interface, dataplane, mailbox, levels, address }
     }
@@ -115,8 +116,11 @@ fn take_opening(halves: &mut Halves) -> Box<crate::protocol::session::Opening> {
     other.opening
 }
 
+/// As in a real link it has a door, by which all comes until the peer is admitted.
 fn bind(address: &str) -> UdpSocket {
-    UdpSocket::bind(address.parse().unwrap()).unwrap()
+    let mut socket = UdpSocket::bind(address.parse().unwrap()).unwrap();
+    socket.open_door().unwrap();
+    socket
 }
 
 fn mac_key() -> MacKey {
@@ -412,6 +416,50 @@ fn a_second_socket_is_used_and_closed_at_run_time() {
 }
 
 #[test]
+fn an_admitted_peer_is_heard_on_every_socket_and_so_are_others() {
+    let mut line = Line::local();
+    let b = line.b.address;
+    for (frame, admitted) in [(1, None), (2, Some(b)), (3, Some("192.0.2.1:9".parse().unwrap())), (4, Some(b))] {
+        line.a.dataplane.admit(admitted).unwrap();
+        line.b.interface.send(&v4(100, frame)).unwrap();
+        assert_eq!(line.a.frame(), v4(100, frame), "{admitted:?}");
+    }
+    // Also on one that was opened since.
+    let second = bind("127.0.0.1:0");
+    let path = line.b.path_to(second.local_addr().unwrap());
+    line.a.dataplane.add_socket(SocketId(1), second).unwrap();
+    line.b.dataplane.egress(EgressUpdate::Path(Some(path)));
+    eventually("updates taken", || !line.b.dataplane.egress.is_waiting());
+    line.b.interface.send(&v4(100, 5)).unwrap();
+    assert_eq!(line.a.frame(), v4(100, 5));
+}
+
+#[test]
+fn what_floods_the_door_is_taken_no_faster_than_the_loop_wants() {
+    const BATCHES: u32 = 100;
+    let mut line = Line::local();
+    line.a.dataplane.admit(Some(line.b.address)).unwrap();
+    let (stranger, to) = (bind("127.0.0.1:0"), line.a.address);
+    let junk = u64::from(BATCHES) * ingress::ROOMS as u64;
+    let started = Instant::now();
+    for _ in 0..junk {
+        stranger.send_to(&[0; 40], to, None).unwrap();
+    }
+    let taken = || line.a.levels.drops.malformed.get();
+    eventually("all taken, as there is room for that many", || taken() == junk);
+    // It does not rest before the first batch.
+    assert!(started.elapsed() >= ingress::REST * (BATCHES - 1), "{:?}", started.elapsed());
+
+    // What the peer sends from an address nobody knows yet comes by the door too, with junk beside it.
+    line.a.dataplane.admit(None).unwrap();
+    for n in 0..200 {
+        stranger.send_to(&[0; 40], to, None).unwrap();
+        line.b.interface.send(&v4(100, n)).unwrap();
+        assert_eq!(line.a.frame(), v4(100, n));
+    }
+}
+
+#[test]
 fn there_is_a_limit_to_open_sockets() {
     let mut end = End::start("127.0.0.1:0");
     for id in 1..sockets::MAX as u8 {
@@ -490,10 +538,10 @@ fn host(
     program: impl FnOnce() + Send + 'static,
 ) -> JoinHandle<()> {
     let body = move || {
-        let (device, granted) = crate::sys::tun::create("tl0", wish).unwrap();
+        let (device, granted) = crate::sys::tun::create("tl0", crate::sys::tun::Kind::Tun, wish).unwrap();
         shell(&format!("ip addr add 10.99.0.{address}/30 dev tl0"));
         shell(&format!("ip addr add fd99::{address}/126 dev tl0 nodad && ip link set tl0 up"));
-        devices.send(Device::new(device, granted)).unwrap();
+        devices.send(Device::new(device, Layer::Ip, granted)).unwrap();
         program();
     };
     thread::spawn(move || in_own_network(body))

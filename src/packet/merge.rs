@@ -3,13 +3,14 @@
 //!
 //! The rules are those of Linux's GRO (`inet_gro_receive`, `tcp_gro_receive`, `udp_gro_receive_segment`): a packet joins
 //! only if cutting what comes of it gives back every byte of every packet. The one exception is GRO's too: an atomic IPv4
-//! datagram's identification, which means nothing (RFC 6864 §4.1).
+//! datagram's identification, which means nothing (RFC 6864 §4.1). Ethernet headers, VLAN tags among them, must be the same.
 //!
 //! No payload moves. A merged packet is the first one, its headers rewritten where they lie, and the places of the
 //! others' payloads.
 
 use super::checksum::Sum;
 use super::ip::{self, Malformed, Version};
+use super::layer::{Layer, Network};
 use super::split::flag;
 use super::transport::{LONGEST, Protocol, Transport};
 use super::virtio::{Gso, Header, Kind};
@@ -44,9 +45,11 @@ impl Default for Limits {
 ///
 /// **Order.** Writes come in the order of their first packets, and a flow (addresses, protocol, ports) has at most one
 /// group open to more, which is closed by the first packet of that flow that does not join it. So within a flow
-/// nothing is overtaken. A packet whose flow cannot be told, a fragment for one, closes all groups between its addresses.
+/// nothing is overtaken. A packet whose flow cannot be told, a fragment for one, closes all groups between its addresses;
+/// a frame that is not IP closes all.
 #[derive(Debug)]
 pub struct Merger {
+    layer: Layer,
     limits: Limits,
     groups: Vec<Group>,
     /// Payloads that were joined to a group, chained by [`Piece::next`].
@@ -97,8 +100,9 @@ struct Candidate<'a> {
 
 impl Merger {
     /// A merger with room for batches of `packets`. It allocates here, and again only for a batch larger than any before.
-    pub fn new(limits: Limits, packets: usize) -> Self {
+    pub fn new(layer: Layer, limits: Limits, packets: usize) -> Self {
         Merger {
+            layer,
             limits,
             groups: Vec::with_capacity(packets),
             pieces: Vec::with_capacity(packets),
@@ -106,18 +110,21 @@ impl Merger {
         }
     }
 
-    /// Takes the packet at `range` in `buffer`, the next in order of arrival; `partial` as the far end has said of it.
+    /// Takes the frame at `range` in `buffer`, the next in order of arrival; `partial` as the far end has said of it.
     ///
     /// # Errors
-    /// [`Malformed`], and the packet is not taken, if it is not IP, or partial without a checksum that could be.
+    /// [`Malformed`], and the packet is not taken, if it is no frame of the layer, or partial without a checksum that could be.
     pub fn push(&mut self, buffer: &[u8], range: Range<usize>, partial: bool) -> Result<(), Malformed> {
         let bytes = buffer.get(range.clone()).ok_or(Malformed)?;
-        let version = ip::check(bytes)?;
-        match Transport::find(bytes) {
+        let network = self.layer.network(bytes)?;
+        match network.and_then(|network| Transport::behind(network, bytes)) {
             Some(found) => self.push_found(buffer, range, &Candidate { bytes, found, partial }),
             None if partial => return Err(Malformed),
             None => {
-                self.close_between(buffer, version, bytes);
+                match network {
+                    Some(network) => self.close_between(buffer, network, bytes),
+                    None => self.open.clear(),
+                }
                 self.groups.push(Group::new(range, None, false));
             }
         }
@@ -155,12 +162,12 @@ impl Merger {
     }
 
     /// Closes the groups of which `bytes`, a packet without ports, could be.
-    fn close_between(&mut self, buffer: &[u8], version: Version, bytes: &[u8]) {
-        let (groups, addresses) = (&self.groups, version.addresses());
+    fn close_between(&mut self, buffer: &[u8], network: Network, bytes: &[u8]) {
+        let (groups, addresses) = (&self.groups, &bytes[network.start..][network.version.addresses()]);
         self.open.retain(|&index| {
             let group = &groups[index];
-            let same_version = group.found.is_some_and(|found| found.version == version);
-            !same_version || buffer[group.head.clone()][addresses.clone()] != bytes[addresses.clone()]
+            let found = group.found.filter(|found| found.version == network.version);
+            found.is_none_or(|found| buffer[group.head.clone()][found.addresses()] != *addresses)
         });
     }
 
@@ -244,7 +251,7 @@ impl Candidate<'_> {
     fn has_plain_ip(&self) -> bool {
         match self.found.version {
             Version::V4 => {
-                let header = &self.bytes[..self.found.start];
+                let header = &self.bytes[self.found.network..self.found.start];
                 header.len() == 20 && u16_at(header, 6) & !DONT_FRAGMENT == 0 && Sum::of(header).is_zero()
             }
             Version::V6 => true,
@@ -253,24 +260,26 @@ impl Candidate<'_> {
 
     fn is_of_flow(&self, found: &Transport, head: &[u8]) -> bool {
         let ports = |found: &Transport, bytes| u32_at(bytes, found.start);
-        let addresses = self.found.version.addresses();
         ports(&self.found, self.bytes) == ports(found, head)
             && (self.found.version, self.found.protocol) == (found.version, found.protocol)
-            && self.bytes[addresses.clone()] == head[addresses]
+            && self.bytes[self.found.addresses()] == head[found.addresses()]
     }
 
     /// Whether all headers are the first packet's, but for what cutting makes anew. They are of one flow.
     fn has_headers_of(&self, found: &Transport, head: &[u8]) -> bool {
         let same = |range: Range<usize>| self.bytes[range.clone()] == head[range];
-        if (self.found.start, self.found.payload) != (found.start, found.payload) {
+        if (self.found.network, self.found.start, self.found.payload) != (found.network, found.start, found.payload) {
             return false;
         }
+        let (network, start) = (found.network, found.start);
         let ip = match found.version {
-            Version::V4 => same(0..2) && same(6..10),
+            // From the frame's beginning on: an Ethernet header is the same or it is not.
+            Version::V4 => same(0..network + 2) && same(network + 6..network + 10),
             // Behind the addresses, extensions.
-            Version::V6 => same(0..4) && same(6..8) && same(ip::V6_HEADER..found.start),
+            Version::V6 => {
+                same(0..network + 4) && same(network + 6..network + 8) && same(network + ip::V6_HEADER..start)
+            }
         };
-        let start = found.start;
         let inner = match found.protocol {
             Protocol::Tcp => {
                 // Acknowledgement, header length, window, urgent pointer, options.
@@ -352,9 +361,10 @@ impl Group {
         if found.version == Version::V6 {
             return Some(false);
         }
-        let ahead = u16_at(next, 4).wrapping_sub(u16_at(head, 4));
+        let at = found.network;
+        let ahead = u16_at(next, at + 4).wrapping_sub(u16_at(head, at + 4));
         // The second packet decides, and only of datagrams that can never be fragments.
-        let atomic = u16_at(head, 6) & DONT_FRAGMENT != 0;
+        let atomic = u16_at(head, at + 6) & DONT_FRAGMENT != 0;
         let fixed = if self.segments == 1 { atomic && ahead == 0 } else { self.fixed };
         let expected = if fixed { 0 } else { self.segments as u16 };
         (ahead == expected).then_some(fixed)
@@ -362,16 +372,17 @@ impl Group {
 
     /// Makes the first packet's headers those of the whole.
     fn rewrite(&self, found: &Transport, head: &mut [u8]) {
-        let (ip, inner) = head.split_at_mut(found.start);
-        let inner_length = (self.length - found.start) as u16;
+        let (below, inner) = head.split_at_mut(found.start);
+        let ip = &mut below[found.network..];
+        let (length, inner_length) = (self.length - found.network, (self.length - found.start) as u16);
         match found.version {
             Version::V4 => {
-                put_u16(ip, 2, self.length as u16);
+                put_u16(ip, 2, length as u16);
                 put_u16(ip, 10, 0);
                 let checksum = Sum::of(ip).complete();
                 put_u16(ip, 10, checksum);
             }
-            Version::V6 => put_u16(ip, 4, (self.length - ip::V6_HEADER) as u16),
+            Version::V6 => put_u16(ip, 4, (length - ip::V6_HEADER) as u16),
         }
         match found.protocol {
             Protocol::Tcp => inner[13] |= self.last_flags,
@@ -428,7 +439,8 @@ impl Write<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packet::testing::{Checksum, Extension, Model, Wire, bytes, cut, junk, model, slow_complete, slow_sum};
+    use crate::packet::testing::{Checksum, Extension, Model, Wire, bytes, cut, junk, model, network};
+    use crate::packet::testing::{slow_complete, slow_sum};
     use proptest::prelude::*;
 
     /// Packets in one buffer with something between them, as datagrams leave them.
@@ -446,8 +458,12 @@ mod tests {
 
     /// What would be written of these packets, each with its partial bit.
     fn merge(limits: Limits, packets: &[(Vec<u8>, bool)]) -> Vec<(Vec<u8>, Header)> {
+        merge_in(Layer::Ip, limits, packets)
+    }
+
+    fn merge_in(layer: Layer, limits: Limits, packets: &[(Vec<u8>, bool)]) -> Vec<(Vec<u8>, Header)> {
         let (mut buffer, ranges) = lay(&packets.iter().map(|(packet, _)| packet.clone()).collect::<Vec<_>>());
-        let mut merger = Merger::new(limits, packets.len());
+        let mut merger = Merger::new(layer, limits, packets.len());
         for (range, (_, partial)) in ranges.into_iter().zip(packets) {
             let _ = merger.push(&buffer, range, *partial);
         }
@@ -471,9 +487,16 @@ mod tests {
     }
 
     /// The kinds of packets of which any two in a row merge.
-    fn plain() -> [Model; 5] {
+    fn plain() -> Vec<Model> {
         let extended = Wire::v6(vec![Extension::new(0, 0), Extension::new(60, 1)]);
-        [Model::tcp4(), Model::tcp6(), Model::udp4(), Model::udp6(), Model { wire: extended, ..Model::tcp6() }]
+        let extended = Model { wire: extended, ..Model::tcp6() };
+        let framed = Model { ethernet: Some(vec![7]), ..extended.clone() };
+        Model::each().chain([extended, framed]).collect()
+    }
+
+    /// The IP packets among them.
+    fn basic() -> Vec<Model> {
+        plain().into_iter().filter(|model| model.ethernet.is_none()).collect()
     }
 
     /// Two packets of 100 bytes in a row, the second one changed.
@@ -486,18 +509,22 @@ mod tests {
     }
 
     fn writes_of(packets: &[(Vec<u8>, bool)]) -> usize {
-        let writes = merge(Limits::default(), packets);
-        let back: Vec<_> = writes.iter().flat_map(|(frame, header)| cut(frame, header)).collect();
-        let completed: Vec<_> = packets.iter().map(|(packet, partial)| completed(packet, *partial)).collect();
+        writes_in(Layer::Ip, packets)
+    }
+
+    fn writes_in(layer: Layer, packets: &[(Vec<u8>, bool)]) -> usize {
+        let writes = merge_in(layer, Limits::default(), packets);
+        let back: Vec<_> = writes.iter().flat_map(|(frame, header)| cut(layer, frame, header)).collect();
+        let completed: Vec<_> = packets.iter().map(|(packet, partial)| completed(layer, packet, *partial)).collect();
         if writes.len() == packets.len() {
             assert_eq!(back, completed, "what is not merged stays as it came");
         }
         writes.len()
     }
 
-    fn completed(packet: &[u8], partial: bool) -> Vec<u8> {
+    fn completed(layer: Layer, packet: &[u8], partial: bool) -> Vec<u8> {
         let mut packet = packet.to_vec();
-        if let (true, Some(found)) = (partial, Transport::find(&packet)) {
+        if let (true, Some(found)) = (partial, Transport::find(layer, &packet)) {
             packet.truncate(found.end);
             slow_complete(&mut packet[found.start..], found.protocol.checksum_offset());
         }
@@ -511,9 +538,12 @@ mod tests {
                 let payload = bytes(1301, 1);
                 let packets = model.segments(&payload, 100, checksum);
                 let input: Vec<_> = packets.into_iter().map(|p| (p, checksum == Checksum::Partial)).collect();
-                let writes = merge(Limits::default(), &input);
+                let writes = merge_in(model.layer(), Limits::default(), &input);
                 assert_eq!(writes, [(model.build(&payload, Checksum::Partial), model.gso(100))]);
-                assert_eq!(cut(&writes[0].0, &writes[0].1), model.segments(&payload, 100, Checksum::Full));
+                assert_eq!(
+                    cut(model.layer(), &writes[0].0, &writes[0].1),
+                    model.segments(&payload, 100, Checksum::Full)
+                );
             }
         }
     }
@@ -548,12 +578,19 @@ mod tests {
             ("window and flags", |m| (m.window, m.flags) = (0, 0x18)),
         ];
         for model in plain() {
-            assert_eq!(writes_of(&pair(&model, |_| {})), 1);
+            assert_eq!(writes_in(model.layer(), &pair(&model, |_| {})), 1);
             for (what, change) in always {
-                assert_eq!(writes_of(&pair(&model, change)), 2, "{what} {model:?}");
+                assert_eq!(writes_in(model.layer(), &pair(&model, change)), 2, "{what} {model:?}");
+            }
+            if let Some(tags) = &model.ethernet {
+                for other in [[&tags[..], &[7]].concat(), tags.iter().map(|tag| tag ^ 0x2000).collect()] {
+                    let same = other == *tags;
+                    let writes = writes_in(model.layer(), &pair(&model, |m| m.ethernet = Some(other.clone())));
+                    assert_eq!(writes, if same { 1 } else { 2 }, "{other:?} {model:?}");
+                }
             }
             for (what, change) in tcp.into_iter().filter(|_| model.protocol == Protocol::Tcp) {
-                assert_eq!(writes_of(&pair(&model, change)), 2, "{what} {model:?}");
+                assert_eq!(writes_in(model.layer(), &pair(&model, change)), 2, "{what} {model:?}");
             }
         }
     }
@@ -616,24 +653,24 @@ mod tests {
     #[test]
     fn a_wrong_checksum_is_never_made_right() {
         for model in plain() {
-            let transport = Transport::find(&model.packet(100)).unwrap();
+            let transport = Transport::find(model.layer(), &model.packet(100)).unwrap();
             let at = transport.start + transport.protocol.checksum_offset();
             for (spoiled, place) in [(0, at), (1, at), (0, transport.payload), (1, transport.payload)] {
                 let mut packets = pair(&model, |_| {});
                 packets[spoiled].0[place] ^= 0x55;
-                assert_eq!(writes_of(&packets), 2, "{spoiled} {place}");
+                assert_eq!(writes_in(model.layer(), &packets), 2, "{spoiled} {place}");
             }
             // Partial, and not of this pseudo-header.
             let mut packets = partial(model.segments(&bytes(200, 1), 100, Checksum::Partial));
-            assert_eq!(writes_of(&packets), 1);
+            assert_eq!(writes_in(model.layer(), &packets), 1);
             packets[1].0[at] ^= 0x55;
-            assert_eq!(writes_of(&packets), 2);
+            assert_eq!(writes_in(model.layer(), &packets), 2);
             if transport.version == Version::V4 {
                 let mut packets = pair(&model, |_| {});
-                packets[1].0[10] ^= 0x55;
-                assert_eq!(writes_of(&packets), 2, "the IP header's");
+                packets[1].0[transport.network + 10] ^= 0x55;
+                assert_eq!(writes_in(model.layer(), &packets), 2, "the IP header's");
                 packets.swap(0, 1);
-                assert_eq!(writes_of(&packets), 2);
+                assert_eq!(writes_in(model.layer(), &packets), 2);
             }
         }
         // No checksum at all.
@@ -750,22 +787,40 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_ip_is_not_overtaken_and_stays_as_it_is() {
+        let framed = Model { ethernet: Some(vec![7]), ..Model::udp4() };
+        let arp = [vec![0xFF; 12], vec![0x08, 0x06], vec![1; 28]].concat();
+        let mut packets = pair(&framed, |_| {});
+        packets.insert(1, (arp.clone(), false));
+        let writes = merge_in(Layer::Ethernet, Limits::default(), &packets);
+        assert_eq!(writes.len(), 3);
+        assert_eq!(writes[1], (arp.clone(), Header::default()));
+        let mut merger = Merger::new(Layer::Ethernet, Limits::default(), 1);
+        assert_eq!(merger.push(&arp, 0..arp.len(), true), Err(Malformed), "there is no checksum to be partial");
+        assert_eq!(merger.push(&arp, 0..13, false), Err(Malformed));
+        assert_eq!(merger.push(&arp, 0..14, false), Ok(()));
+    }
+
+    #[test]
     fn a_lone_partial_packet_says_where_its_checksum_is() {
         for model in plain() {
             let mut packet = model.build(b"alone", Checksum::Partial);
             let header = Header { checksum: model.gso(0).checksum, ..Header::default() };
-            assert_eq!(merge(Limits::default(), &[(packet.clone(), true)]), [(packet.clone(), header)]);
+            assert_eq!(
+                merge_in(model.layer(), Limits::default(), &[(packet.clone(), true)]),
+                [(packet.clone(), header)]
+            );
             packet.extend([9; 7]);
-            let writes = merge(Limits::default(), &[(packet.clone(), true)]);
+            let writes = merge_in(model.layer(), Limits::default(), &[(packet.clone(), true)]);
             assert_eq!(writes, [(packet[..packet.len() - 7].to_vec(), header)], "nothing behind it is summed");
-            let writes = merge(Limits::default(), &[(packet.clone(), false)]);
+            let writes = merge_in(model.layer(), Limits::default(), &[(packet.clone(), false)]);
             assert_eq!(writes, [(packet, Header::default())], "as it came");
         }
     }
 
     #[test]
     fn a_bit_that_cannot_be_is_an_error() {
-        let mut merger = Merger::new(Limits::default(), 1);
+        let mut merger = Merger::new(Layer::Ip, Limits::default(), 1);
         let fragment = Model { wire: Wire::V4 { options: vec![], identification: 1, flags: 0x2000 }, ..Model::udp4() };
         for packet in [fragment.packet(9), vec![0x45; 19], vec![]] {
             assert_eq!(merger.push(&packet, 0..packet.len(), true), Err(Malformed));
@@ -845,39 +900,50 @@ mod tests {
         Oddity::InHeaders
     }
 
-    /// What order is kept for, by the letter: addresses, and the ports where they can be told.
-    fn flow_of(packet: &[u8]) -> (Vec<u8>, Option<(u8, u32)>) {
+    /// What order is kept for, by the letter: addresses, and the ports where they can be told; `None` of what is not IP.
+    fn flow_of(layer: Layer, frame: &[u8]) -> Option<(Vec<u8>, Option<(u8, u32)>)> {
+        layer.network(frame).unwrap()?;
+        let packet = &frame[network(layer, frame)..];
         let addresses = if packet[0] >> 4 == 4 { 12..20 } else { 8..40 };
-        let ports = Transport::find(packet).map(|found| (found.protocol.number(), u32_at(packet, found.start)));
-        (packet[addresses].to_vec(), ports)
+        let ports =
+            Transport::find(Layer::Ip, packet).map(|found| (found.protocol.number(), u32_at(packet, found.start)));
+        Some((packet[addresses].to_vec(), ports))
     }
 
     /// Identifications of atomic datagrams mean nothing; whether the sum over the header is right does.
-    fn without_atomic_identification(mut packet: Vec<u8>) -> Vec<u8> {
-        let header = usize::from(packet[0] & 15) * 4;
-        if packet[0] >> 4 == 4 && u16_at(&packet, 6) == 0x4000 {
-            let sum = slow_sum(&packet[..header]);
-            put_u16(&mut packet, 10, sum);
-            put_u16(&mut packet, 4, 0);
+    fn without_atomic_identification(layer: Layer, mut frame: Vec<u8>) -> Vec<u8> {
+        if layer.network(&frame).unwrap().is_none() {
+            return frame;
         }
-        packet
+        let at = network(layer, &frame);
+        let packet = &mut frame[at..];
+        let header = usize::from(packet[0] & 15) * 4;
+        if packet[0] >> 4 == 4 && u16_at(packet, 6) == 0x4000 {
+            let sum = slow_sum(&packet[..header]);
+            put_u16(packet, 10, sum);
+            put_u16(packet, 4, 0);
+        }
+        frame
     }
 
-    fn check_stream(limits: Limits, input: &[(Vec<u8>, bool)]) -> Result<(), TestCaseError> {
-        let taken = |(packet, partial): &&(Vec<u8>, bool)| {
-            ip::check(packet).is_ok() && (!partial || Transport::find(packet).is_some())
+    fn check_stream(layer: Layer, limits: Limits, input: &[(Vec<u8>, bool)]) -> Result<(), TestCaseError> {
+        let taken = |(frame, partial): &&(Vec<u8>, bool)| {
+            layer.network(frame).is_ok() && (!partial || Transport::find(layer, frame).is_some())
         };
-        let sent: Vec<_> = (input.iter().filter(taken))
-            .map(|(packet, partial)| without_atomic_identification(completed(packet, *partial)))
-            .collect();
-        let writes = merge(limits, input);
-        let got: Vec<_> =
-            (writes.iter().flat_map(|(frame, header)| cut(frame, header))).map(without_atomic_identification).collect();
+        let plain = |frame| without_atomic_identification(layer, frame);
+        let sent = input.iter().filter(taken).map(|(frame, partial)| plain(completed(layer, frame, *partial)));
+        let sent: Vec<_> = sent.collect();
+        let writes = merge_in(layer, limits, input);
+        let got: Vec<_> = writes.iter().flat_map(|(frame, header)| cut(layer, frame, header)).map(plain).collect();
         prop_assert_eq!(got.len(), sent.len());
-        for (addresses, ports) in sent.iter().map(|packet| flow_of(packet)) {
-            let of_flow = |packet: &&Vec<u8>| {
-                let other = flow_of(packet);
-                other.0 == addresses && (other.1.is_none() || other.1 == ports)
+        for flow in sent.iter().map(|frame| flow_of(layer, frame)) {
+            // What is not IP keeps its place in every flow.
+            let of_flow = |frame: &&Vec<u8>| match (&flow, flow_of(layer, frame)) {
+                (Some((addresses, ports)), Some(other)) => {
+                    other.0 == *addresses && (other.1.is_none() || other.1 == *ports)
+                }
+                (_, None) => true,
+                (None, Some(_)) => false,
             };
             let (sent, got): (Vec<_>, Vec<_>) =
                 (sent.iter().filter(of_flow).collect(), got.iter().filter(of_flow).collect());
@@ -899,7 +965,7 @@ mod tests {
                 true => (super::super::split::Checksums::Partial, Checksum::Partial),
                 false => (super::super::split::Checksums::Full, Checksum::Full),
             };
-            let taken = super::super::split::take(&model.gso(size), &mut frame, checksums, 65_535).unwrap();
+            let taken = super::super::split::take(model.layer(), &model.gso(size), &mut frame, checksums, 65_535).unwrap();
             let super::super::split::Taken::Run(plan) = taken else { panic!() };
             let mut room = [0; 2000];
             let packets: Vec<_> = (0..plan.count()).map(|index| {
@@ -907,12 +973,13 @@ mod tests {
                 (room[..length].to_vec(), part)
             }).collect();
             prop_assert_eq!(&packets.iter().map(|(p, _)| p.clone()).collect::<Vec<_>>(), &model.segments(&payload, size, checksum));
-            prop_assert_eq!(merge(Limits::default(), &packets), [(frame, model.gso(size))]);
+            prop_assert_eq!(merge_in(model.layer(), Limits::default(), &packets), [(frame, model.gso(size))]);
         }
 
         #[test]
         fn nothing_is_lost_changed_or_overtaken(
-            models in proptest::collection::vec(0usize..5, 1..5),
+            models in proptest::collection::vec((0usize..5, 0usize..3), 1..5),
+            ethernet: bool,
             events in proptest::collection::vec(
                 (0usize..6, prop_oneof![4 => Just(40usize), 1 => 0usize..60], proptest::option::weighted(0.2, any::<u8>()), any::<bool>()),
                 0..80,
@@ -920,26 +987,32 @@ mod tests {
             flows in 0usize..5,
             segments in 1usize..70,
         ) {
-            let mut models: Vec<_> = models.iter().enumerate().map(|(n, &model)| {
-                Model { ports: (n as u16, 5), ..plain()[model].clone() }
+            let layer = if ethernet { Layer::Ethernet } else { Layer::Ip };
+            let mut models: Vec<_> = models.iter().enumerate().map(|(n, &(model, tags))| {
+                let ethernet = ethernet.then(|| vec![7; tags]);
+                Model { ethernet, ports: (n as u16, 5), ..basic()[model].clone() }
             }).collect();
-            check_stream(Limits { segments, flows, udp: true }, &stream(&mut models, &events))?;
+            check_stream(layer, Limits { segments, flows, udp: true }, &stream(&mut models, &events))?;
         }
 
         #[test]
-        fn nothing_panics(packets in proptest::collection::vec((junk(), any::<bool>(), 1usize..3), 0..20)) {
+        fn nothing_panics(
+            packets in proptest::collection::vec((junk(), any::<bool>(), 1usize..3), 0..20),
+            ethernet: bool,
+        ) {
+            let layer = if ethernet { Layer::Ethernet } else { Layer::Ip };
             let packets: Vec<_> = packets
                 .into_iter()
                 .flat_map(|(packet, partial, times)| vec![(packet, partial); times])
                 .collect();
-            check_stream(Limits::default(), &packets)?;
+            check_stream(layer, Limits::default(), &packets)?;
         }
     }
 
     /// The property above would hold of a merger that never merges.
     #[test]
     fn streams_do_merge() {
-        let mut models = plain().to_vec();
+        let mut models = basic();
         models.iter_mut().enumerate().for_each(|(n, model)| model.ports.0 = n as u16);
         let events: Vec<Event> = (0..60).map(|n| (n, 40, None, n % 2 == 0)).collect();
         assert_eq!(merge(Limits::default(), &stream(&mut models, &events)).len(), 5);

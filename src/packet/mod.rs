@@ -12,7 +12,10 @@
 mod batch;
 pub mod checksum;
 pub mod ip;
+mod layer;
+pub mod marks;
 pub mod merge;
+pub mod mss;
 pub mod split;
 pub mod transport;
 pub mod virtio;
@@ -21,6 +24,7 @@ pub mod virtio;
 pub(crate) mod testing;
 
 pub use batch::{Batch, Layout};
+pub use layer::{Layer, Network};
 
 /// A number of two bytes in network order. The caller has checked that it is there.
 fn u16_at(bytes: &[u8], at: usize) -> u16 {

@@ -5,6 +5,7 @@
 
 use super::checksum::{self, Sum};
 use super::ip::{self, Version};
+use super::layer::Layer;
 use super::transport::{Protocol, Transport};
 use super::virtio::{Gso, Header, Kind, Place};
 use super::{Batch, put_u16, u16_at, u32_at};
@@ -23,16 +24,16 @@ pub enum Checksums {
 /// A frame read that nothing can be made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It is not IP, or not what its virtio header says.
+    /// It is no frame of its layer, or not what its virtio header says.
     Malformed,
-    /// A packet of it is longer than the limit.
+    /// A frame of it is longer than the limit.
     TooBig,
 }
 
 /// What a frame read comes to.
 #[derive(Clone, Debug)]
 pub enum Taken {
-    /// It is one packet and ready, as it lies there.
+    /// It is one frame and ready, as it lies there.
     Whole {
         /// Whether its checksum is still partial.
         partial: bool,
@@ -43,22 +44,30 @@ pub enum Taken {
 
 /// Looks at a frame read, and completes its checksum in place if it is a single packet that needs it.
 ///
-/// `limit` is the most bytes a packet may have. A checksum stays partial only if that is agreed and
+/// `limit` is the most bytes a frame may have that is not to be cut any more. A checksum stays partial only if that is agreed and
 /// [`Transport::find`] finds it where `header` says, for so will the far end. A packet whose checksum is not the
 /// kernel's to complete passes as it came.
 ///
 /// # Errors
 /// As [`Refused`] says.
-pub fn take(header: &Header, frame: &mut [u8], checksums: Checksums, limit: usize) -> Result<Taken, Refused> {
+pub fn take(
+    layer: Layer,
+    header: &Header,
+    frame: &mut [u8],
+    checksums: Checksums,
+    limit: usize,
+) -> Result<Taken, Refused> {
+    let network = layer.network(frame).map_err(|_| Refused::Malformed)?;
+    let found = network.and_then(|network| Transport::behind(network, frame));
     if let Some(gso) = header.gso {
-        return Plan::new(gso, header.checksum, frame, checksums, limit).map(Taken::Run);
+        let found = found.ok_or(Refused::Malformed)?;
+        return Plan::new(gso, header.checksum, found, frame, checksums, limit).map(Taken::Run);
     }
-    ip::check(frame).map_err(|_| Refused::Malformed)?;
     if frame.len() > limit {
         return Err(Refused::TooBig);
     }
     let Some(place) = header.checksum else { return Ok(Taken::Whole { partial: false }) };
-    match Transport::find(frame).filter(|found| found.place() == place) {
+    match found.filter(|found| found.place() == place) {
         Some(found) if found.end == frame.len() && checksums == Checksums::Partial => {
             return Ok(Taken::Whole { partial: true });
         }
@@ -103,8 +112,14 @@ pub(super) mod flag {
 }
 
 impl Plan {
-    fn new(gso: Gso, place: Option<Place>, frame: &[u8], checksums: Checksums, limit: usize) -> Result<Self, Refused> {
-        let found = Transport::find(frame).ok_or(Refused::Malformed)?;
+    fn new(
+        gso: Gso,
+        place: Option<Place>,
+        found: Transport,
+        frame: &[u8],
+        checksums: Checksums,
+        limit: usize,
+    ) -> Result<Self, Refused> {
         let kind = match (found.protocol, found.version) {
             (Protocol::Tcp, Version::V4) => Kind::Tcp4,
             (Protocol::Tcp, Version::V6) => Kind::Tcp6,
@@ -126,7 +141,7 @@ impl Plan {
             return Err(Refused::TooBig);
         }
         let (ip_sum, identification) = match found.version {
-            Version::V4 => ipv4_sum(&frame[..found.start]),
+            Version::V4 => ipv4_sum(&frame[found.network..found.start]),
             Version::V6 => (Sum::default(), 0),
         };
         let (sequence, flags) = match found.protocol {
@@ -154,7 +169,7 @@ impl Plan {
         at(index)..at(index.saturating_add(1))
     }
 
-    /// Bytes of segment `index`, an IP packet. All but the last are of one length.
+    /// Bytes of segment `index`, a frame. All but the last are of one length.
     pub fn length(&self, index: usize) -> usize {
         self.header_length() + self.payload(index).len()
     }
@@ -171,17 +186,18 @@ impl Plan {
         if index >= self.count {
             return;
         }
+        let headers = header.get_mut(self.found.network..self.header_length());
         let Some((ip, inner)) =
-            header.get_mut(..self.header_length()).and_then(|header| header.split_at_mut_checked(self.found.start))
+            headers.and_then(|headers| headers.split_at_mut_checked(self.found.start - self.found.network))
         else {
             return;
         };
-        let length = self.length(index);
+        let length = self.length(index) - self.found.network;
         match self.found.version {
             Version::V4 => self.patch_ipv4(index, length as u16, ip),
             Version::V6 => put_u16(ip, 4, (length - ip::V6_HEADER) as u16),
         }
-        let inner_length = (length - self.found.start) as u16;
+        let inner_length = (length - ip.len()) as u16;
         match self.found.protocol {
             Protocol::Tcp => self.patch_tcp(index, inner),
             Protocol::Udp => put_u16(inner, 4, inner_length),
@@ -270,8 +286,8 @@ mod tests {
 
     const ANY: usize = 65_535;
 
-    fn plan(header: &Header, frame: &mut [u8], checksums: Checksums) -> Plan {
-        match take(header, frame, checksums, ANY).unwrap() {
+    fn plan(layer: Layer, header: &Header, frame: &mut [u8], checksums: Checksums) -> Plan {
+        match take(layer, header, frame, checksums, ANY).unwrap() {
             Taken::Run(plan) => plan,
             Taken::Whole { .. } => panic!("not cut"),
         }
@@ -288,9 +304,9 @@ mod tests {
     }
 
     /// A single packet, as it is afterwards, and whether it is partial.
-    fn whole(header: &Header, frame: &[u8], checksums: Checksums) -> Result<(Vec<u8>, bool), Refused> {
+    fn whole(layer: Layer, header: &Header, frame: &[u8], checksums: Checksums) -> Result<(Vec<u8>, bool), Refused> {
         let mut frame = frame.to_vec();
-        match take(header, &mut frame, checksums, ANY)? {
+        match take(layer, header, &mut frame, checksums, ANY)? {
             Taken::Whole { partial } => Ok((frame, partial)),
             Taken::Run(_) => panic!("cut"),
         }
@@ -300,7 +316,7 @@ mod tests {
     fn flags_go_where_they_belong() {
         let model = Model { flags: 0x99, ..Model::tcp4() };
         let mut frame = model.build(&bytes(2001, 1), Checksum::Partial);
-        let plan = plan(&model.gso(1000), &mut frame, Checksums::Partial);
+        let plan = plan(model.layer(), &model.gso(1000), &mut frame, Checksums::Partial);
         let flags: Vec<_> = segments(&plan, &frame).iter().map(|segment| segment[33]).collect();
         assert_eq!(flags, [0x90, 0x10, 0x19]);
         let lengths: Vec<_> = (0..plan.count()).map(|index| plan.length(index)).collect();
@@ -309,14 +325,15 @@ mod tests {
 
     #[test]
     fn a_partial_packet_stays_as_it_is_only_where_that_was_agreed() {
-        for model in [Model::tcp4(), Model::tcp6(), Model::udp4(), Model::udp6()] {
+        for model in Model::each() {
+            let layer = model.layer();
             let header = Header { gso: None, ..model.gso(0) };
             let (partial, full) = (model.build(b"odd", Checksum::Partial), model.build(b"odd", Checksum::Full));
-            assert_eq!(whole(&header, &partial, Checksums::Partial), Ok((partial.clone(), true)));
-            assert_eq!(whole(&header, &partial, Checksums::Full), Ok((full.clone(), false)));
+            assert_eq!(whole(layer, &header, &partial, Checksums::Partial), Ok((partial.clone(), true)));
+            assert_eq!(whole(layer, &header, &partial, Checksums::Full), Ok((full.clone(), false)));
             // What came without a checksum to complete never gets the bit, not even with one that could be partial.
-            assert_eq!(whole(&Header::default(), &full, Checksums::Partial), Ok((full, false)));
-            assert_eq!(whole(&Header::default(), &partial, Checksums::Partial), Ok((partial, false)));
+            assert_eq!(whole(layer, &Header::default(), &full, Checksums::Partial), Ok((full, false)));
+            assert_eq!(whole(layer, &Header::default(), &partial, Checksums::Partial), Ok((partial, false)));
         }
     }
 
@@ -326,7 +343,7 @@ mod tests {
         let inner = Model::tcp4().build(b"deep inside", Checksum::Partial);
         let outer = Model::udp4().build(&[&[0; 8][..], &inner].concat(), Checksum::Full);
         let header = Header { checksum: Some(Place { start: 28 + 8 + 20, offset: 16 }), ..Header::default() };
-        let (packet, partial) = whole(&header, &outer, Checksums::Partial).unwrap();
+        let (packet, partial) = whole(Layer::Ip, &header, &outer, Checksums::Partial).unwrap();
         assert!(!partial);
         assert_eq!(packet[36..], Model::tcp4().build(b"deep inside", Checksum::Full));
 
@@ -344,7 +361,7 @@ mod tests {
             let header = Header { checksum: Some(Place { start, offset: 6 }), ..Header::default() };
             let mut expected = packet.clone();
             slow_complete(&mut expected[start.into()..], 6);
-            assert_eq!(whole(&header, &packet, Checksums::Partial), Ok((expected, false)), "{packet:02x?}");
+            assert_eq!(whole(Layer::Ip, &header, &packet, Checksums::Partial), Ok((expected, false)), "{packet:02x?}");
         }
     }
 
@@ -354,9 +371,37 @@ mod tests {
         let mut padded = model.build(b"odd", Checksum::Partial);
         padded.extend([0xFF; 9]);
         let header = Header { gso: None, ..model.gso(0) };
-        let (packet, partial) = whole(&header, &padded, Checksums::Partial).unwrap();
+        let (packet, partial) = whole(Layer::Ip, &header, &padded, Checksums::Partial).unwrap();
         assert!(!partial, "the far kernel would sum them");
         assert_eq!(packet[..31], model.build(b"odd", Checksum::Full));
+    }
+
+    #[test]
+    fn a_frame_that_is_not_ip_passes_as_it_is() {
+        let none = Header::default();
+        for frame in [
+            [vec![0xFF; 12], vec![0x08, 0x06], vec![1; 28]].concat(), // ARP
+            [vec![1; 12], vec![0, 20, 0x42], vec![3; 40]].concat(),   // a spanning tree's, with its length for a type
+            [vec![2; 12], vec![0x81, 0, 0]].concat(),                 // a tag cut short
+            vec![9; 14],
+        ] {
+            assert_eq!(whole(Layer::Ethernet, &none, &frame, Checksums::Partial), Ok((frame.clone(), false)));
+            assert_eq!(whole(Layer::Ip, &none, &frame, Checksums::Partial), Err(Refused::Malformed));
+            let limit = frame.len() - 1;
+            let longer = take(Layer::Ethernet, &none, &mut frame.clone(), Checksums::Partial, limit);
+            assert_eq!(longer.err(), Some(Refused::TooBig));
+            let gso = Model { ethernet: Some(vec![]), ..Model::tcp4() }.gso(9);
+            let cut = take(Layer::Ethernet, &gso, &mut frame.clone(), Checksums::Partial, ANY);
+            assert_eq!(cut.err(), Some(Refused::Malformed));
+        }
+        // What the kernel has left to a card to sum, behind a header of another kind, is summed by the letter.
+        let inner = Model::udp4();
+        let session = [vec![4; 12], vec![0x88, 0x64, 0x11, 0, 0, 1, 0, 33, 0, 0x21]].concat();
+        let frame = [&session[..], &inner.build(b"odd", Checksum::Partial)].concat();
+        let header = Header { checksum: Some(Place { start: 22 + 20, offset: 6 }), ..none };
+        let full = [&session[..], &inner.build(b"odd", Checksum::Full)].concat();
+        assert_eq!(whole(Layer::Ethernet, &header, &frame, Checksums::Partial), Ok((full, false)));
+        assert_eq!(whole(Layer::Ethernet, &none, &[9; 13], Checksums::Partial), Err(Refused::Malformed));
     }
 
     #[test]
@@ -367,8 +412,9 @@ mod tests {
         let gso = |kind, size| Header { gso: Some(Gso { kind, ecn: false, size }), ..good };
         let place = |start, offset| Header { checksum: Some(Place { start, offset }), ..good };
         let lone = |start, offset| Header { gso: None, ..place(start, offset) };
-        let refused =
-            |header: &Header, frame: &[u8], limit| take(header, &mut frame.to_vec(), Checksums::Full, limit).err();
+        let refused = |header: &Header, frame: &[u8], limit| {
+            take(Layer::Ip, header, &mut frame.to_vec(), Checksums::Full, limit).err()
+        };
         let malformed = Some(Refused::Malformed);
         assert_eq!(refused(&good, &frame, 1040), None);
         assert_eq!(refused(&good, &frame, 1039), Some(Refused::TooBig));
@@ -391,7 +437,7 @@ mod tests {
         let payload = bytes(5000, 1);
         let header = Header { checksum: None, ..model.gso(1300) };
         let mut frame = model.build(&payload, Checksum::Full);
-        let plan = plan(&header, &mut frame, Checksums::Full);
+        let plan = plan(model.layer(), &header, &mut frame, Checksums::Full);
         assert_eq!(segments(&plan, &frame), model.segments(&payload, 1300, Checksum::Full));
     }
 
@@ -403,7 +449,7 @@ mod tests {
         let at = frame.len() - 100 - 4;
         let stored = Sum::word(u16_at(&frame, at)) + Sum::word(0x1234);
         put_u16(&mut frame, at, stored.partial());
-        let plan = plan(&model.gso(60), &mut frame, Checksums::Partial);
+        let plan = plan(model.layer(), &model.gso(60), &mut frame, Checksums::Partial);
         for (ours, theirs) in segments(&plan, &frame).iter().zip(model.segments(&bytes(100, 1), 60, Checksum::Partial))
         {
             assert_eq!(Sum::word(u16_at(ours, at)) - Sum::word(0x1234), Sum::word(u16_at(&theirs, at)));
@@ -416,7 +462,7 @@ mod tests {
         let model = Model::udp6();
         let payload = bytes(9001, 1);
         let mut frame = model.build(&payload, Checksum::Partial);
-        let plan = plan(&model.gso(1000), &mut frame, Checksums::Partial);
+        let plan = plan(model.layer(), &model.gso(1000), &mut frame, Checksums::Partial);
         let mut batch = Batch::new(layout);
         let (mut next, mut got, mut rounds) = (0, vec![], 0);
         while next < plan.count() {
@@ -440,18 +486,18 @@ mod tests {
             partial in any::<bool>(),
         ) {
             // Not more segments than a test can wait for.
-            let length = length.min(size * 100).min(65_535 - model.header_length());
+            let length = length.min(size * 100).min(65_535 - model.header_length() + model.network());
             let (checksums, checksum) =
                 if partial { (Checksums::Partial, Checksum::Partial) } else { (Checksums::Full, Checksum::Full) };
             let payload = bytes(length, 1);
             let mut frame = model.build(&payload, Checksum::Partial);
             let header = model.gso(size);
-            let plan = plan(&header, &mut frame, checksums);
+            let plan = plan(model.layer(), &header, &mut frame, checksums);
             let expected = model.segments(&payload, size, checksum);
             prop_assert_eq!(plan.count(), expected.len());
             prop_assert_eq!(segments(&plan, &frame), expected);
             if length > size {
-                prop_assert_eq!(cut(&frame, &header), model.segments(&payload, size, Checksum::Full));
+                prop_assert_eq!(cut(model.layer(), &frame, &header), model.segments(&payload, size, Checksum::Full));
             }
         }
 
@@ -460,7 +506,7 @@ mod tests {
         fn cut_in_place(model in model(), length in 1usize..5000, size in 50usize..1500, backwards in any::<bool>()) {
             let payload = bytes(length, 1);
             let mut frame = model.build(&payload, Checksum::Partial);
-            let plan = plan(&model.gso(size), &mut frame, Checksums::Full);
+            let plan = plan(model.layer(), &model.gso(size), &mut frame, Checksums::Full);
             let mut order: Vec<_> = (0..plan.count()).collect();
             if backwards {
                 order.reverse();
@@ -479,22 +525,23 @@ mod tests {
         fn nothing_panics(
             mut frame in junk(),
             header: [u8; 10],
+            ethernet: bool,
             sane in any::<bool>(),
             limit in 0usize..300,
             room in 0usize..300,
             index in prop_oneof![0usize..9, any::<usize>()],
         ) {
-            let mut header = header;
+            let (mut header, layer) = (header, if ethernet { Layer::Ethernet } else { Layer::Ip });
             if sane {
                 (header[0], header[1]) = (header[0] & 1, [0, 1, 4, 5][usize::from(header[1] & 3)]);
                 header[2..].iter_mut().skip(1).step_by(2).for_each(|high| *high = 0);
-                if let Some(found) = Transport::find(&frame) {
+                if let Some(found) = Transport::find(layer, &frame) {
                     header[6..8].copy_from_slice(&found.place().start.to_ne_bytes());
                     header[8..].copy_from_slice(&found.place().offset.to_ne_bytes());
                 }
             }
             let Ok(header) = Header::parse(header) else { return Ok(()) };
-            let Ok(Taken::Run(plan)) = take(&header, &mut frame, Checksums::Full, limit) else { return Ok(()) };
+            let Ok(Taken::Run(plan)) = take(layer, &header, &mut frame, Checksums::Full, limit) else { return Ok(()) };
             prop_assert!((0..plan.count()).all(|index| plan.length(index) <= limit));
             let mut room = vec![0; room];
             let written = plan.write(index, &frame, &mut room);

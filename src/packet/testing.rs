@@ -1,5 +1,6 @@
 //! A plain slow model of packets, for tests: built field by field, cut by the letter, summed word by word.
 
+use super::layer::Layer;
 use super::transport::Protocol;
 use super::virtio::{Gso, Header, Kind, Place};
 use proptest::prelude::*;
@@ -53,6 +54,8 @@ impl Wire {
 /// All that is in a packet but its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
+    /// The tags of the Ethernet header before it, if it has one.
+    pub ethernet: Option<Vec<u16>>,
     pub wire: Wire,
     pub protocol: Protocol,
     pub tos: u8,
@@ -73,6 +76,7 @@ pub struct Model {
 impl Model {
     pub fn tcp4() -> Self {
         Model {
+            ethernet: None,
             wire: Wire::V4 { options: vec![], identification: 0xFFFE, flags: 0x4000 },
             protocol: Protocol::Tcp,
             tos: 2,
@@ -101,6 +105,13 @@ impl Model {
         Model { protocol: Protocol::Udp, ..Model::tcp6() }
     }
 
+    /// One of each kind that can be cut, as an IP packet and behind Ethernet headers with and without tags.
+    pub fn each() -> impl Iterator<Item = Model> {
+        let plain = || [Model::tcp4(), Model::tcp6(), Model::udp4(), Model::udp6()];
+        let headers = [None, Some(vec![]), Some(vec![0x6007]), Some(vec![9, 7])];
+        headers.into_iter().flat_map(move |ethernet| plain().map(|model| Model { ethernet: ethernet.clone(), ..model }))
+    }
+
     /// A packet with `length` bytes of payload and a complete checksum.
     pub fn packet(&self, length: usize) -> Vec<u8> {
         self.build(&bytes(length, self.sequence), Checksum::Full)
@@ -119,7 +130,29 @@ impl Model {
             slow_complete(&mut inner, checksum_offset);
         }
         packet.extend(inner);
-        packet
+        [self.link_header(), packet].concat()
+    }
+
+    /// What carries such packets.
+    pub fn layer(&self) -> Layer {
+        if self.ethernet.is_some() { Layer::Ethernet } else { Layer::Ip }
+    }
+
+    /// Bytes before the IP header.
+    pub fn network(&self) -> usize {
+        self.link_header().len()
+    }
+
+    /// The outer one of two tags is a provider's.
+    fn link_header(&self) -> Vec<u8> {
+        let Some(tags) = &self.ethernet else { return vec![] };
+        let mut header = vec![2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, self.host];
+        for (n, tag) in tags.iter().enumerate() {
+            header.extend(if n + 1 < tags.len() { [0x88, 0xA8] } else { [0x81, 0x00] });
+            header.extend(tag.to_be_bytes());
+        }
+        header.extend(if matches!(self.wire, Wire::V4 { .. }) { [0x08, 0x00] } else { [0x86, 0xDD] });
+        header
     }
 
     fn transport_header(&self, payload: usize) -> Vec<u8> {
@@ -226,8 +259,17 @@ pub fn slow_complete(covered: &mut [u8], offset: usize) {
     covered[offset..offset + 2].copy_from_slice(&checksum.to_be_bytes());
 }
 
-/// What the kernel makes of a write: the packets as they leave it, with complete checksums. By offsets alone.
-pub fn cut(frame: &[u8], header: &Header) -> Vec<Vec<u8>> {
+/// Bytes before the IP header, by the letter. There is one.
+pub fn network(layer: Layer, frame: &[u8]) -> usize {
+    let mut at = if layer == Layer::Ip { return 0 } else { 12 };
+    while matches!(frame[at..at + 2], [0x81, 0x00] | [0x88, 0xA8]) {
+        at += 4;
+    }
+    at + 2
+}
+
+/// What the kernel makes of a write: the frames as they leave it, with complete checksums. By offsets alone.
+pub fn cut(layer: Layer, frame: &[u8], header: &Header) -> Vec<Vec<u8>> {
     let Some(place) = header.checksum else {
         assert_eq!(header.gso, None);
         return vec![frame.to_vec()];
@@ -244,7 +286,8 @@ pub fn cut(frame: &[u8], header: &Header) -> Vec<Vec<u8>> {
     let mut packets = vec![];
     for (n, chunk) in chunks.iter().enumerate() {
         let mut packet = [headers, chunk].concat();
-        let (ip, inner) = packet.split_at_mut(start);
+        let (below, inner) = packet.split_at_mut(start);
+        let ip = &mut below[network(layer, frame)..];
         // The sum of the pseudo-header is corrected for the length, not made anew: the kernel trusts it.
         let shorter = (!((frame.len() - start) as u16)).to_be_bytes();
         let sum = slow_sum(&[&inner[offset..offset + 2], &shorter, &(inner.len() as u16).to_be_bytes()].concat());
@@ -294,18 +337,20 @@ pub fn model() -> impl Strategy<Value = Model> {
     let extension = (select(&[0u8, 43, 60][..]), 0u8..4).prop_map(|(number, words)| Extension { number, words });
     let v6 = (proptest::collection::vec(extension, 0..4), 0u32..1 << 20)
         .prop_map(|(extensions, label)| Wire::V6 { extensions, label });
-    let ip = (prop_oneof![v4, v6], any::<u8>(), any::<u8>(), any::<u8>());
+    let ethernet = proptest::option::of(proptest::collection::vec(any::<u16>(), 0..4));
+    let ip = (prop_oneof![v4, v6], any::<u8>(), any::<u8>(), any::<u8>(), ethernet);
     let ports = any::<(u16, u16)>();
     let tcp = (any::<u32>(), any::<u32>(), 0u8..16, any::<u8>(), any::<u16>(), any::<u16>(), 0usize..=10);
     (ip, select(&[Protocol::Tcp, Protocol::Udp][..]), ports, tcp).prop_map(
         |(
-            (wire, tos, ttl, host),
+            (wire, tos, ttl, host, ethernet),
             protocol,
             ports,
             (sequence, acknowledgement, reserved, flags, window, urgent, words),
         )| {
             let options = bytes(words * 4, acknowledgement);
             Model {
+                ethernet,
                 wire,
                 protocol,
                 tos,

@@ -1,6 +1,6 @@
 //! Control messages: what the kernel tells of a datagram beside its bytes, and is told (ip(7), ipv6(7), udp(7), cmsg(3)).
 //!
-//! The local address (PKTINFO, both families) and the size of segments; ECN will join them here.
+//! The local address (PKTINFO, both families), the traffic class (TOS in IPv4) and the size of segments.
 
 use libc::{c_int, c_void, cmsghdr, in_pktinfo, in6_pktinfo, msghdr};
 use std::mem::{MaybeUninit, size_of};
@@ -12,13 +12,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub(super) struct Control([u8; Control::SIZE]);
 
 const _: () = assert!(align_of::<Control>() >= align_of::<cmsghdr>());
-// Both messages a datagram can come with, each with its padding.
+// All three messages a datagram can come or go with, each with its padding.
 const _: () = assert!(
-    Control::SIZE >= 2 * (size_of::<cmsghdr>() + align_of::<cmsghdr>()) + size_of::<in6_pktinfo>() + size_of::<c_int>()
+    Control::SIZE
+        >= 3 * (size_of::<cmsghdr>() + align_of::<cmsghdr>()) + size_of::<in6_pktinfo>() + 2 * size_of::<c_int>()
 );
 
 impl Control {
-    pub(super) const SIZE: usize = 80;
+    pub(super) const SIZE: usize = 112;
     pub(super) const EMPTY: Self = Control([0; Self::SIZE]);
 
     pub(super) fn as_mut_ptr(&mut self) -> *mut c_void {
@@ -45,8 +46,18 @@ impl Control {
         self.append(0, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info)
     }
 
-    /// Asks the kernel to cut what is sent into datagrams of `size` bytes, behind `length` bytes of other messages, as
-    /// [`pin`](Self::pin) gave; gives the length of all.
+    /// Asks the kernel to send with this traffic class, over IPv4 or IPv6, behind `length` bytes of other messages; gives the
+    /// length of all.
+    pub(super) fn class(&mut self, length: usize, over_v4: bool, class: u8) -> usize {
+        let (level, kind) = match over_v4 {
+            true => (libc::IPPROTO_IP, libc::IP_TOS),
+            false => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+        };
+        self.append(length, level, kind, c_int::from(class))
+    }
+
+    /// Asks the kernel to cut what is sent into datagrams of `size` bytes, behind `length` bytes of other messages; gives the
+    /// length of all.
     pub(super) fn segment(&mut self, length: usize, size: u16) -> usize {
         self.append(length, libc::SOL_UDP, libc::UDP_SEGMENT, size)
     }
@@ -56,7 +67,7 @@ impl Control {
         let size = size_of::<T>() as u32;
         // SAFETY: pure arithmetic on the sizes of small types.
         let (own, space) = unsafe { (libc::CMSG_LEN(size), libc::CMSG_SPACE(size) as usize) };
-        // Behind what `pin` gave this is aligned and there is room: the slice only makes sure.
+        // Behind whole messages this is aligned and there is room: the slice only makes sure.
         let room = &mut self.0[length.next_multiple_of(align_of::<cmsghdr>())..][..space];
         let header = room.as_mut_ptr().cast::<cmsghdr>();
         // SAFETY: `room` has `space` bytes, which is header and value, and begins at a multiple of the alignment of
@@ -81,6 +92,8 @@ pub(super) struct Told {
     pub(super) local: Option<IpAddr>,
     /// The size of the datagrams it was put together from.
     pub(super) segment: Option<usize>,
+    /// The traffic class it came with; of all it was put together from the same.
+    pub(super) class: u8,
 }
 
 /// Reads all control messages.
@@ -105,6 +118,15 @@ pub(super) unsafe fn told(message: &msghdr) -> Told {
                 // SAFETY: as above.
                 let info: Option<in6_pktinfo> = unsafe { value(header, length) };
                 told.local = info.map(|info| Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
+            }
+            (libc::IPPROTO_IP, libc::IP_TOS) => {
+                // SAFETY: as above. It comes as one byte.
+                told.class = unsafe { value::<u8>(header, length) }.unwrap_or(0);
+            }
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                // SAFETY: as above.
+                let class: Option<c_int> = unsafe { value(header, length) };
+                told.class = class.and_then(|class| u8::try_from(class).ok()).unwrap_or(0);
             }
             (libc::SOL_UDP, libc::UDP_GRO) => {
                 // SAFETY: as above.
@@ -158,7 +180,7 @@ mod tests {
         for (address, socket_is_v6) in [(v6, true), (v4, true)] {
             let mut control = Control::EMPTY;
             let length = control.pin(address, socket_is_v6);
-            assert_eq!(read_back(&mut control, length), Told { local: Some(address), segment: None });
+            assert_eq!(read_back(&mut control, length), Told { local: Some(address), ..Told::default() });
         }
         // IPv4 proper names the source in `spec_dst` when sending, the destination in `addr` when receiving.
         let mut control = Control::EMPTY;
@@ -185,12 +207,16 @@ mod tests {
             let length = pinned.map_or(0, |address| control.pin(address, true));
             // Sizes come as `int`, unlike the u16 they go in by.
             let both = control.append(length, libc::SOL_UDP, libc::UDP_GRO, 1_420 as c_int);
-            assert_eq!(read_back(&mut control, both), Told { local: pinned, segment: Some(1_420) });
-            let out = control.segment(length, 1_420);
-            assert!(length < out && out <= Control::SIZE);
+            assert_eq!(read_back(&mut control, both), Told { local: pinned, segment: Some(1_420), class: 0 });
+            let classed = control.class(length, false, 0xB9);
+            let told = Told { local: pinned, class: 0xB9, ..Told::default() };
+            assert_eq!(read_back(&mut control, classed), told);
+            let out = control.segment(classed, 1_420);
+            assert!(classed < out && out <= Control::SIZE);
+            let both = control.append(length, libc::SOL_UDP, libc::UDP_GRO, 1_420 as c_int);
             // A size that is not whole is none, and takes nothing else with it.
             control.0[length] -= 1;
-            assert_eq!(read_back(&mut control, both), Told { local: pinned, segment: None });
+            assert_eq!(read_back(&mut control, both), Told { local: pinned, ..Told::default() });
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod offloads;
 pub mod priority;
 pub mod process;
 pub mod sandbox;
+pub mod sysctl;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod timer;

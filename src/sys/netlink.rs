@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use futures_util::TryStreamExt;
 use nix::errno::Errno;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric};
 use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
 
@@ -101,6 +101,36 @@ impl Netlink {
         let found = query.execute().try_next().await;
         let link = one(found, || format!("looking for interface {name}"))?;
         Ok(link.header.index)
+    }
+
+    /// Whether an interface is a bridge of the kernel's (`man 8 ip-link`, type `bridge`).
+    ///
+    /// # Errors
+    /// If there is no such interface.
+    pub async fn is_bridge(&self, index: u32) -> Result<bool, NetlinkError> {
+        let query = self.handle.link().get().match_index(index);
+        let found = query.execute().try_next().await;
+        let link = one(found, || format!("looking at interface {index}"))?;
+        let bridge = LinkInfo::Kind(InfoKind::Bridge);
+        Ok(link.attributes.iter().any(|a| matches!(a, LinkAttribute::LinkInfo(infos) if infos.contains(&bridge))))
+    }
+
+    /// Makes an interface a port of a bridge.
+    ///
+    /// # Errors
+    /// If one of them is gone, the bridge takes no such interface, or the caller lacks CAP_NET_ADMIN.
+    pub async fn join_bridge(&self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index).controller(bridge).build();
+        self.change(message, || format!("making interface {index} a port of bridge {bridge}")).await
+    }
+
+    /// Sets an Ethernet interface's own address.
+    ///
+    /// # Errors
+    /// `EADDRNOTAVAIL` if it is no unicast address; also if the interface is gone or the caller lacks CAP_NET_ADMIN.
+    pub async fn set_hardware_address(&self, index: u32, address: [u8; 6]) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index).address(address.to_vec()).build();
+        self.change(message, || format!("setting the Ethernet address of interface {index}")).await
     }
 
     /// MTU of an interface in bytes.
@@ -210,6 +240,37 @@ impl Netlink {
         let action = || format!("adding route {network}/{prefix_len} to interface {index}");
         let message = route_message(index, network, prefix_len, metric, action)?;
         done(self.handle.route().add(message).execute().await, action)
+    }
+
+    /// Takes such a route away. That it is not there is none of the errors: the kernel drops routes on its own when an interface goes
+    /// down.
+    ///
+    /// # Errors
+    /// If the caller lacks CAP_NET_ADMIN.
+    pub async fn del_route(
+        &self,
+        index: u32,
+        network: IpAddr,
+        prefix_len: u8,
+        metric: Option<u32>,
+    ) -> Result<(), NetlinkError> {
+        let action = || format!("removing route {network}/{prefix_len} from interface {index}");
+        let message = route_message(index, network, prefix_len, metric, action)?;
+        match done(self.handle.route().del(message).execute().await, action) {
+            Err(error) if error.source.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Has the kernel notice now that an interface's carrier came or went, as far as routes go by it. By itself it does so
+    /// once a second at most where a carrier was lost (`linkwatch`). Before Linux 6.8 this changes nothing.
+    ///
+    /// # Errors
+    /// If the interface is gone.
+    pub async fn notice_carrier(&self, index: u32) -> Result<(), NetlinkError> {
+        // Whoever asks for an interface gets it with that done (`linkwatch_sync_dev`).
+        let found = self.handle.link().get().match_index(index).execute().try_next().await;
+        one(found, || format!("asking for interface {index}")).map(drop)
     }
 
     /// The way packets to `peer` would take now. An IPv4-mapped IPv6 address means the IPv4 one.

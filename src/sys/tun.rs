@@ -1,6 +1,6 @@
-//! The TUN device: making it, reading frames from it, writing frames to it.
+//! The TUN or TAP device: making it, reading frames from it, writing frames to it, and its carrier.
 //!
-//! Addresses, routes, MTU and carrier are not here: netlink sets them. The device is never persistent, so it
+//! Addresses, routes and MTU are not here: netlink sets them. The device is never persistent, so it
 //! vanishes with its descriptor, also when the process is killed.
 
 use super::offloads::TunOffloads;
@@ -48,7 +48,16 @@ pub enum TunError {
 /// without the merged buffers' count, its fields in the machine's own byte order.
 pub const VNET_HEADER: usize = 10;
 
-/// Makes the TUN device `name`: layer 3, no packet information in front of frames, non-blocking, closed on exec. It
+/// What a device carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// IP packets (`IFF_TUN`).
+    Tun,
+    /// Ethernet frames (`IFF_TAP`). Its MTU counts neither their header, 14 bytes, nor a VLAN tag.
+    Tap,
+}
+
+/// Makes the device `name`: no packet information in front of frames, non-blocking, closed on exec. It
 /// gets those of the offloads wished for that this kernel has, and says which.
 ///
 /// An interface that exists already is never taken over, persistent TUN devices included: a line on an interface that
@@ -56,18 +65,18 @@ pub const VNET_HEADER: usize = 10;
 ///
 /// # Errors
 /// As [`TunError`] says. An offload that is refused is none.
-pub fn create(name: &str, wish: TunOffloads) -> Result<(OwnedFd, TunOffloads), TunError> {
+pub fn create(name: &str, kind: Kind, wish: TunOffloads) -> Result<(OwnedFd, TunOffloads), TunError> {
     if !is_name(name) {
         return Err(TunError::Name(name.to_owned()));
     }
     if if_nametoindex(name).is_ok() {
         return Err(TunError::Exists(name.to_owned()));
     }
-    let (fd, vnet_hdr) = match open(name, wish.vnet_hdr) {
+    let (fd, vnet_hdr) = match open(name, kind, wish.vnet_hdr) {
         Ok(fd) => (fd, wish.vnet_hdr),
         // A driver that does not know the header (gVisor's, say).
         Err(error) if wish.vnet_hdr && error.raw_os_error() == Some(libc::EINVAL) => {
-            (open(name, false).map_err(|error| named(name, error))?, false)
+            (open(name, kind, false).map_err(|error| named(name, error))?, false)
         }
         Err(error) => return Err(named(name, error)),
     };
@@ -84,9 +93,12 @@ pub fn create(name: &str, wish: TunOffloads) -> Result<(OwnedFd, TunOffloads), T
     Ok((fd, granted))
 }
 
-fn open(name: &str, vnet_hdr: bool) -> io::Result<OwnedFd> {
+fn open(name: &str, kind: Kind, vnet_hdr: bool) -> io::Result<OwnedFd> {
     let mut config = tun::Configuration::default();
-    config.tun_name(name).layer(tun::Layer::L3);
+    config.tun_name(name).layer(match kind {
+        Kind::Tun => tun::Layer::L3,
+        Kind::Tap => tun::Layer::L2,
+    });
     // `ensure_root_privileges` is that crate's word for "set addresses and flags too", which netlink does for us.
     config.platform_config(|platform| {
         platform.ensure_root_privileges(false).vnet_hdr(vnet_hdr);
@@ -167,12 +179,28 @@ fn is_persistent(fd: &OwnedFd) -> io::Result<bool> {
     Ok(c_int::from(flags) & libc::IFF_PERSIST != 0)
 }
 
+/// Gives the interface a carrier, or takes it away, as pulling the plug does: what is sent into it is then dropped by the kernel
+/// and never queued. Frames can be written either way. The descriptor is right enough: no capability is needed.
+///
+/// The interface shows it at once. Routes go by it only when the kernel has told itself so (`linkwatch`), which for a loss may take
+/// it a second; since Linux 6.8 it does at once when someone asks for the interface over netlink.
+///
+/// # Errors
+/// `EINVAL` before Linux 5.0; `EBADFD` when the interface was deleted.
+pub fn set_carrier(tun: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let carrier = c_int::from(on);
+    // SAFETY: the descriptor is open, and TUNSETCARRIER reads one live integer.
+    let result = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETCARRIER as _, &raw const carrier) };
+    Errno::result(result)?;
+    Ok(())
+}
+
 /// What a read or write on the device came to, when it was not done.
 #[derive(Debug)]
 pub enum Refused {
     /// Nothing to read, or no room to write, for now.
     WouldBlock,
-    /// This frame was not taken: not IP, no memory, or the interface is down. The next one may be.
+    /// This frame was not taken: not IP or too short for Ethernet, no memory, or the interface is down. The next one may be.
     Frame(io::Error),
     /// The device is gone: nothing will be read or written on this descriptor again.
     Gone(io::Error),

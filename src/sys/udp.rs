@@ -3,6 +3,7 @@
 //! No path, session or counter is known here. Addresses that come out are canonical: IPv4 is never v4-mapped, whatever
 //! the family of the socket.
 
+mod door;
 mod receive;
 mod send;
 
@@ -13,7 +14,7 @@ use super::offloads::UdpOffloads;
 use libc::c_int;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{self, AddressFamily, SetSockOpt, SockFlag, SockType, SockaddrStorage, sockopt};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
 use std::io;
 use std::mem::size_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -27,6 +28,14 @@ const SEND_BUFFER: usize = 2 << 20;
 /// Bytes asked for the receive buffer, so that a loop that is not scheduled for some time slices loses nothing. A small
 /// datagram takes more than ten times its size of it: this is 70 ms of a flood of 300,000 a second.
 const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// The same for the door: what strangers flood it with is not to be old when it is looked at, and it is as much as a gigabit
+/// brings in 16 ms, from a peer whose address has changed.
+const DOOR_BUFFER: usize = 2 << 20;
+
+/// The TTL or hop limit of every datagram, whatever the system's default and that of the packet inside: the length of the way
+/// is the link's own business (RFC 2003, section 3.1).
+const HOPS: c_int = 64;
 
 /// How long a batch waits for room in the send buffer before the rest of it is dropped, in milliseconds.
 const SEND_WAIT_MS: u16 = 10;
@@ -65,6 +74,8 @@ pub enum BindError {
 #[derive(Debug)]
 pub struct UdpSocket {
     fd: OwnedFd,
+    /// Where what is not from the peer comes, if that is told apart.
+    door: Option<OwnedFd>,
     is_v6: bool,
     /// The most datagrams the kernel takes in one message, as far as is known.
     run_limit: AtomicUsize,
@@ -80,15 +91,15 @@ impl UdpSocket {
     /// # Errors
     /// As [`BindError`] says.
     pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket::socket(family, SockType::Datagram, flags, None).map_err(|e| bind_error(address, e))?;
-        let socket =
-            UdpSocket { fd, is_v6: address.is_ipv6(), run_limit: AtomicUsize::new(PLAIN), gro: AtomicBool::new(false) };
-        socket.configure(address).map_err(|e| bind_error(address, e))?;
-        let name = SockaddrStorage::from(address);
-        socket::bind(socket.fd.as_raw_fd(), &name).map_err(|e| bind_error(address, e))?;
-        Ok(socket)
+        let open = || {
+            let fd = new_socket(address)?;
+            configure(&fd, address, RECEIVE_BUFFER)?;
+            socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+            Ok(fd)
+        };
+        let fd = open().map_err(|error| bind_error(address, error))?;
+        let (run_limit, gro) = (AtomicUsize::new(PLAIN), AtomicBool::new(false));
+        Ok(UdpSocket { fd, door: None, is_v6: address.is_ipv6(), run_limit, gro })
     }
 
     /// Opens a socket on any address and a port of the kernel's choice: both families, or IPv4 alone where IPv6 is off.
@@ -102,33 +113,6 @@ impl UdpSocket {
         }
     }
 
-    fn configure(&self, address: SocketAddr) -> nix::Result<()> {
-        // Names and numbers from <linux/in.h> and <linux/in6.h>; libc has those of both families.
-        if self.is_v6 {
-            self.set(sockopt::Ipv6V6Only, &!address.ip().is_unspecified())?;
-            self.set(sockopt::Ipv6RecvPacketInfo, &true)?;
-            self.set_int(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
-        } else {
-            self.set(sockopt::Ipv4PacketInfo, &true)?;
-        }
-        // On a dual-stack socket this is what governs the IPv4 half.
-        self.set_int(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
-        // FORCE goes beyond the system's limit and needs CAP_NET_ADMIN; without it the limit is what we get.
-        self.set(sockopt::RcvBufForce, &RECEIVE_BUFFER).or_else(|_| self.set(sockopt::RcvBuf, &RECEIVE_BUFFER))?;
-        self.set(sockopt::SndBufForce, &SEND_BUFFER).or_else(|_| self.set(sockopt::SndBuf, &SEND_BUFFER))
-    }
-
-    fn set<O: SetSockOpt>(&self, option: O, value: &O::Val) -> nix::Result<()> {
-        socket::setsockopt(&self.fd, option, value)
-    }
-
-    fn set_int(&self, level: c_int, option: c_int, value: c_int) -> nix::Result<()> {
-        let (pointer, length) = ((&raw const value).cast(), size_of::<c_int>() as u32);
-        // SAFETY: the descriptor is open, and `pointer` is to a live integer of `length` bytes.
-        let result = unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, option, pointer, length) };
-        Errno::result(result).map(drop)
-    }
-
     /// The address and port it is bound to.
     ///
     /// # Errors
@@ -138,6 +122,18 @@ impl UdpSocket {
         socket_addr(&name).ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
+    /// Has each datagram carry this traffic class (TOS in IPv4) from now on, but for what is sent with another.
+    ///
+    /// # Errors
+    /// As setsockopt(2).
+    pub fn set_class(&self, class: u8) -> io::Result<()> {
+        set_int(&self.fd, libc::IPPROTO_IP, libc::IP_TOS, class.into())?;
+        if self.is_v6 {
+            set_int(&self.fd, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, class.into())?;
+        }
+        Ok(())
+    }
+
     /// Turns on those of the offloads wished for that this kernel has, the others off, and says which are on.
     ///
     /// With `gro`, [`ReceiveBatch::receive`] wants rooms for 65,535 bytes, and what it fills them with may be several
@@ -145,10 +141,10 @@ impl UdpSocket {
     /// [`SendBatch::send`].
     pub fn set_offloads(&self, wish: UdpOffloads) -> UdpOffloads {
         // A size of 0 asks for nothing for the socket, only whether the kernel knows the option; each run has its own.
-        let segment = wish.segment && self.set_int(libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
+        let segment = wish.segment && set_int(&self.fd, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
         self.run_limit.store(if segment { MAX_SEGMENTS } else { PLAIN }, Ordering::Relaxed);
         // Off is how it begins: a kernel that refuses that does not know the option either.
-        let set = self.set_int(libc::SOL_UDP, libc::UDP_GRO, wish.gro.into()).is_ok();
+        let set = set_gro(&self.fd, wish.gro).is_ok();
         self.gro.store(wish.gro && set, Ordering::Relaxed);
         self.offloads()
     }
@@ -179,6 +175,45 @@ impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+fn new_socket(address: SocketAddr) -> nix::Result<OwnedFd> {
+    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    socket::socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
+}
+
+/// What must be so before it is bound to `address`.
+fn configure(fd: &OwnedFd, address: SocketAddr, receive_buffer: usize) -> nix::Result<()> {
+    // Names and numbers from <linux/in.h> and <linux/in6.h>; libc has those of both families.
+    if address.is_ipv6() {
+        socket::setsockopt(fd, sockopt::Ipv6V6Only, &!address.ip().is_unspecified())?;
+        socket::setsockopt(fd, sockopt::Ipv6RecvPacketInfo, &true)?;
+        set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+        set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
+        set_int(fd, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, HOPS)?;
+    } else {
+        socket::setsockopt(fd, sockopt::Ipv4PacketInfo, &true)?;
+    }
+    // On a dual-stack socket these are what governs the IPv4 half.
+    set_int(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+    set_int(fd, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
+    set_int(fd, libc::IPPROTO_IP, libc::IP_TTL, HOPS)?;
+    // FORCE goes beyond the system's limit and needs CAP_NET_ADMIN; without it the limit is what we get.
+    socket::setsockopt(fd, sockopt::RcvBufForce, &receive_buffer)
+        .or_else(|_| socket::setsockopt(fd, sockopt::RcvBuf, &receive_buffer))?;
+    socket::setsockopt(fd, sockopt::SndBufForce, &SEND_BUFFER)
+        .or_else(|_| socket::setsockopt(fd, sockopt::SndBuf, &SEND_BUFFER))
+}
+
+fn set_int(fd: &OwnedFd, level: c_int, option: c_int, value: c_int) -> nix::Result<()> {
+    let (pointer, length) = ((&raw const value).cast(), size_of::<c_int>() as u32);
+    // SAFETY: the descriptor is open, and `pointer` is to a live integer of `length` bytes.
+    let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, pointer, length) };
+    Errno::result(result).map(drop)
+}
+
+fn set_gro(fd: &OwnedFd, on: bool) -> nix::Result<()> {
+    set_int(fd, libc::SOL_UDP, libc::UDP_GRO, on.into())
 }
 
 fn bind_error(address: SocketAddr, error: Errno) -> BindError {

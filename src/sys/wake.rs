@@ -3,9 +3,11 @@
 //! It carries no message. What there is to know lies elsewhere; this only ends the sleep.
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 /// A bell: any thread may ring it, one thread sleeps beside it.
 #[derive(Debug)]
@@ -43,11 +45,11 @@ impl AsFd for Wake {
     }
 }
 
-/// Sleeps until at least one of `fds` can be read or has failed, and says which: bit n for `fds[n]`.
+/// Sleeps until at least one of `fds` can be read or has failed, or for `at_most` so long, and says which: bit n for `fds[n]`.
 ///
 /// # Errors
 /// `InvalidInput` if there is nothing to wait for; else as poll(2). A signal is not an error.
-pub fn wait_readable<const N: usize>(fds: [Option<BorrowedFd<'_>>; N]) -> io::Result<u32> {
+pub fn wait_readable<const N: usize>(fds: [Option<BorrowedFd<'_>>; N], at_most: Option<Duration>) -> io::Result<u32> {
     const { assert!(N <= 32, "one bit each") };
     let Some(filler) = fds.iter().flatten().next().copied() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to wait for"));
@@ -57,7 +59,7 @@ pub fn wait_readable<const N: usize>(fds: [Option<BorrowedFd<'_>>; N]) -> io::Re
         Some(fd) => PollFd::new(fd, PollFlags::POLLIN),
         None => PollFd::new(filler, PollFlags::empty()),
     });
-    while let Err(error) = poll(&mut polled, PollTimeout::NONE) {
+    while let Err(error) = ppoll(&mut polled, at_most.map(TimeSpec::from), None) {
         if error != Errno::EINTR {
             return Err(error.into());
         }
@@ -70,17 +72,25 @@ pub fn wait_readable<const N: usize>(fds: [Option<BorrowedFd<'_>>; N]) -> io::Re
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::time::Duration;
+    use std::time::Instant;
 
     #[test]
     fn it_wakes_once_however_often_it_was_rung() {
         let (a, b) = (Wake::new().unwrap(), Wake::new().unwrap());
         a.ring();
         a.ring();
-        assert_eq!(wait_readable([Some(b.as_fd()), None, Some(a.as_fd())]).unwrap(), 0b100);
+        assert_eq!(wait_readable([Some(b.as_fd()), None, Some(a.as_fd())], None).unwrap(), 0b100);
         a.still();
         b.ring();
-        assert_eq!(wait_readable([Some(b.as_fd()), Some(a.as_fd())]).unwrap(), 0b01);
+        assert_eq!(wait_readable([Some(b.as_fd()), Some(a.as_fd())], None).unwrap(), 0b01);
+    }
+
+    #[test]
+    fn it_sleeps_no_longer_than_it_may() {
+        let (silent, started) = (Wake::new().unwrap(), Instant::now());
+        let at_most = Duration::from_millis(20);
+        assert_eq!(wait_readable([Some(silent.as_fd())], Some(at_most)).unwrap(), 0);
+        assert!(started.elapsed() >= at_most);
     }
 
     #[test]
@@ -88,7 +98,7 @@ mod tests {
         let wake = Arc::new(Wake::new().unwrap());
         let sleeper = std::thread::spawn({
             let wake = wake.clone();
-            move || wait_readable([Some(wake.as_fd())]).unwrap()
+            move || wait_readable([Some(wake.as_fd())], None).unwrap()
         });
         std::thread::sleep(Duration::from_millis(10));
         wake.ring();

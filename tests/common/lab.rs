@@ -46,6 +46,8 @@ pub struct Site {
     pub endpoint: Option<SocketAddr>,
     pub listen: Option<SocketAddr>,
     pub preshared: Option<PresharedKey>,
+    /// Whether its interface has the addresses inside; a bridge's port has none.
+    pub addressed: bool,
     /// Lines of `[link]` beyond name and address.
     pub link: String,
     /// Lines of `[local]` beyond key and port.
@@ -141,6 +143,7 @@ impl Site {
             endpoint: Some(SocketAddr::new(ip(format!("192.0.2.{other}")), PORT)),
             listen: Some(SocketAddr::new(ip("::".into()), PORT)),
             preshared: None,
+            addressed: true,
             link: String::new(),
             local: String::new(),
             named: None,
@@ -246,8 +249,12 @@ impl Site {
             self.key.write_file(&key).unwrap();
         }
         let [inner4, inner6] = self.inner;
+        let address = match self.addressed {
+            true => format!("address = [\"{inner4}/30\", \"{inner6}/126\"]\n"),
+            false => String::new(),
+        };
         let mut text = format!(
-            "[link]\ninterface = \"{}\"\naddress = [\"{inner4}/30\", \"{inner6}/126\"]\n{}\n[local]\nprivate_key = \"key\"\n",
+            "[link]\ninterface = \"{}\"\n{address}{}\n[local]\nprivate_key = \"key\"\n",
             self.interface, self.link
         );
         if let Some(listen) = self.listen {

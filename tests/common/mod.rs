@@ -4,6 +4,7 @@
 // Each test binary uses its part of it.
 #![allow(dead_code)]
 
+pub mod bridge;
 pub mod capture;
 pub mod census;
 pub mod dns;

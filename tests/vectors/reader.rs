@@ -340,6 +340,7 @@ pub fn params(settings: &Value) -> Params {
         chacha: settings.ciphers & 2 != 0,
         post_quantum: settings.flags & 1 != 0,
         partial_checksum: settings.flags & 2 != 0,
+        ethernet: settings.flags & 8 != 0,
         interval: Duration::from_millis(settings.interval_ms.into()),
         ..Params::default()
     }

@@ -227,6 +227,7 @@ mod tests {
             drops: Drops::default(),
             offloads: Default::default(),
             sandbox: None,
+            carrier: Default::default(),
         }
     }
 

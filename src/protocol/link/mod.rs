@@ -48,6 +48,8 @@ pub struct Params {
     pub post_quantum: bool,
     /// Whether this end can take and give packets whose TCP or UDP checksum is partial; both must.
     pub partial_checksum: bool,
+    /// Whether the link carries Ethernet frames; at both ends, or at neither.
+    pub ethernet: bool,
     /// The report interval, 50 ms to 60 s.
     pub interval: Duration,
     /// When sessions are rekeyed.
@@ -61,6 +63,7 @@ impl Default for Params {
             chacha: true,
             post_quantum: true,
             partial_checksum: true,
+            ethernet: false,
             interval: Duration::from_secs(1),
             rekey: RekeyTimes::default(),
         }

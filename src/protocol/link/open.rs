@@ -381,6 +381,7 @@ impl Link {
             ciphers: self.params.ciphers(),
             flags: flag(self.params.post_quantum, payload_flags::HYBRID)
                 | flag(self.params.partial_checksum, payload_flags::PARTIAL_CHECKSUM)
+                | flag(self.params.ethernet, payload_flags::ETHERNET)
                 | flag(self.keys.has_psk, payload_flags::PSK),
             lanes: LANES,
             verdict: Verdict::Fine,

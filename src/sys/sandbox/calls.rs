@@ -42,6 +42,7 @@ fn rule(call: Call) -> Result<(c_long, Vec<SeccompRule>), BackendError> {
             let changes = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC;
             (number, only(masked(flags, changes, libc::O_RDONLY)?)?)
         }
+        Call::Request(number, request) => (number, only(equal(1, SeccompCmpOp::Eq, request as c_int)?)?),
         Call::IsOpen(number) => (number, only(equal(1, SeccompCmpOp::Eq, libc::F_GETFD)?)?),
         Call::Udp(number) => {
             // The bits above are SOCK_NONBLOCK and SOCK_CLOEXEC.

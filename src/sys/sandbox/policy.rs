@@ -2,7 +2,7 @@
 //!
 //! | thread | capabilities | system calls beyond memory, locks, time, read, write and its own end |
 //! |---|---|---|
-//! | control | `CAP_NET_ADMIN`, or none where the MTU is fixed | waiting, UDP sockets, datagrams, answering on the status socket and taking it away, opening files to read them where landlock says which |
+//! | control | `CAP_NET_ADMIN`, or none where MTU and routes are fixed | waiting, UDP sockets, datagrams, the interface's carrier, answering on the status socket and taking it away, opening files to read them where landlock says which |
 //! | egress loop | none | waiting, `readv` from the interface, sending |
 //! | ingress loop | none | waiting, `writev` to the interface, receiving |
 //! | helper that looks names up | none | all but those that run programs, look into others or reach deep into the kernel |
@@ -15,7 +15,7 @@ use libc::{
     SYS_accept4, SYS_bind, SYS_bpf, SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep, SYS_close, SYS_epoll_ctl,
     SYS_epoll_pwait, SYS_execve, SYS_execveat, SYS_exit, SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_futex, SYS_getpid,
     SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_io_uring_enter, SYS_io_uring_register,
-    SYS_io_uring_setup, SYS_keyctl, SYS_kill, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap,
+    SYS_io_uring_setup, SYS_ioctl, SYS_keyctl, SYS_kill, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap,
     SYS_nanosleep, SYS_newfstatat, SYS_openat, SYS_perf_event_open, SYS_pidfd_getfd, SYS_pidfd_send_signal, SYS_ppoll,
     SYS_process_vm_readv, SYS_process_vm_writev, SYS_ptrace, SYS_read, SYS_readv, SYS_recvfrom, SYS_recvmmsg,
     SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity,
@@ -29,8 +29,8 @@ use libc::{
 pub enum Role {
     /// Everything of a link that waits.
     Control {
-        /// Whether it sets the interface's MTU while the link runs.
-        sets_mtu: bool,
+        /// Whether it sets the interface's MTU, or routes, while the link runs. The carrier takes no right but the descriptor.
+        configures: bool,
         /// Whether it reads its config again. Only where landlock holds: else it could read whatever its user can.
         reads: bool,
     },
@@ -45,7 +45,7 @@ pub enum Role {
 pub(super) fn capabilities(role: Role) -> &'static [Capability] {
     match role {
         // It also takes a later socket's buffers beyond the system's limit, which is not worth keeping it for.
-        Role::Control { sets_mtu: true, .. } => &[Capability::CAP_NET_ADMIN],
+        Role::Control { configures: true, .. } => &[Capability::CAP_NET_ADMIN],
         _ => &[],
     }
 }
@@ -63,6 +63,8 @@ pub(super) enum Call {
     Own(c_long),
     /// To read a file only (openat(2)); the number says which argument has the flags.
     Read(c_long, u8),
+    /// For this request alone (ioctl(2)).
+    Request(c_long, u32),
     /// For whether a descriptor is open (fcntl(2)): what the standard library asks before it closes one, in debug builds.
     IsOpen(c_long),
 }
@@ -161,7 +163,7 @@ const CONTROL: &[c_long] = &[
     SYS_waitid,
 ];
 
-const CONTROL_IF: [Call; 1] = [Call::Udp(SYS_socket)];
+const CONTROL_IF: [Call; 2] = [Call::Udp(SYS_socket), Call::Request(SYS_ioctl, libc::TUNSETCARRIER as u32)];
 
 /// To read the config again: what a file is …
 const LOOKING: &[c_long] = &[

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 fn plain(name: &str) -> OwnedFd {
-    let (fd, granted) = create(name, TunOffloads::NONE).unwrap();
+    let (fd, granted) = create(name, Kind::Tun, TunOffloads::NONE).unwrap();
     assert_eq!(granted, TunOffloads::NONE);
     fd
 }
@@ -27,7 +27,7 @@ fn ping_frame(fd: &OwnedFd) -> Vec<u8> {
             Ok(length) if room[0] >> 4 == 4 => return room[..length].to_vec(),
             Ok(_) => {} // the interface's own IPv6 chatter
             Err(Refused::WouldBlock) => {
-                wait_readable([Some(fd.as_fd())]).unwrap();
+                wait_readable([Some(fd.as_fd())], None).unwrap();
             }
             Err(error) => panic!("{error:?}"),
         }
@@ -69,7 +69,7 @@ fn a_deleted_device_is_gone_not_silent() {
     in_own_network(|| {
         let fd = plain("tltest1");
         shell("ip link set tltest1 up && ip link del tltest1");
-        assert_eq!(wait_readable([Some(fd.as_fd())]).unwrap(), 1, "a sleeping loop would not learn of it");
+        assert_eq!(wait_readable([Some(fd.as_fd())], None).unwrap(), 1, "a sleeping loop would not learn of it");
         assert!(matches!(read(fd.as_fd(), &mut [IoSliceMut::new(&mut [0; 100])]), Err(Refused::Gone(_))));
         assert!(matches!(write(fd.as_fd(), &[IoSlice::new(&[0x45; 20])]), Err(Refused::Gone(_))));
     });
@@ -81,7 +81,7 @@ fn what_exists_is_not_taken_over() {
         shell("ip tuntap add tltest2 mode tun && ip link add tltest3 type veth peer name tltest7");
         let _held = plain("tltest4");
         for name in ["tltest2", "tltest3", "tltest4", "lo"] {
-            let error = create(name, TunOffloads::ALL).unwrap_err();
+            let error = create(name, Kind::Tun, TunOffloads::ALL).unwrap_err();
             assert!(matches!(error, TunError::Exists(_)), "{name}: {error}");
             assert!(if_nametoindex(name).is_ok());
         }
@@ -107,7 +107,7 @@ fn a_persistent_device_is_known_as_such() {
 #[test]
 fn names_no_interface_can_have_are_refused_before_anything_is_opened() {
     for name in ["", ".", "..", "a/b", "a b", "tl%d", "a:b", "sixteen-letters-", "tl\n0"] {
-        assert!(matches!(create(name, TunOffloads::ALL), Err(TunError::Name(_))), "{name:?}");
+        assert!(matches!(create(name, Kind::Tun, TunOffloads::ALL), Err(TunError::Name(_))), "{name:?}");
     }
     assert!(is_name("fifteen-letters"));
 }
@@ -143,7 +143,7 @@ fn what_the_kernel_refuses_is_not_granted() {
 fn without_a_header_there_is_no_offload() {
     in_own_network(|| {
         let wish = TunOffloads { vnet_hdr: false, ..TunOffloads::ALL };
-        assert_eq!(create("tltest0", wish).unwrap().1, TunOffloads::NONE);
+        assert_eq!(create("tltest0", Kind::Tun, wish).unwrap().1, TunOffloads::NONE);
     });
 }
 
@@ -187,7 +187,7 @@ fn mirror(tun: BorrowedFd<'_>, done: &Wake) -> Seen {
                 }
             }
             Err(Refused::WouldBlock) => {
-                if wait_readable([Some(tun), Some(done.as_fd())]).unwrap() & 0b10 != 0 {
+                if wait_readable([Some(tun), Some(done.as_fd())], None).unwrap() & 0b10 != 0 {
                     return seen;
                 }
             }
@@ -198,7 +198,7 @@ fn mirror(tun: BorrowedFd<'_>, done: &Wake) -> Seen {
 
 /// Makes a device with `wish`, behind which the far end is this one, runs `traffic` and says what crossed the device.
 fn with_mirror(wish: TunOffloads, traffic: impl FnOnce() + Send) -> Seen {
-    let (tun, granted) = create("tltest8", wish).unwrap();
+    let (tun, granted) = create("tltest8", Kind::Tun, wish).unwrap();
     assert_eq!(granted, wish, "this kernel lacks an offload");
     shell("ip addr add 10.9.9.1/30 dev tltest8 && ip addr add fd99::1/126 dev tltest8 nodad");
     shell("ip link set tltest8 mtu 1400 up && ip link set lo up");
@@ -299,7 +299,7 @@ fn a_super_packet_is_as_large_as_the_interface_may_be_given() {
 #[test]
 fn a_header_the_kernel_does_not_know_costs_its_frame_only() {
     in_own_network(|| {
-        let (tun, _) = create("tltest9", TunOffloads::ALL).unwrap();
+        let (tun, _) = create("tltest9", Kind::Tun, TunOffloads::ALL).unwrap();
         shell("ip link set tltest9 up");
         let mut header = [0; VNET_HEADER];
         let frame = [0x45; 40];

@@ -1,6 +1,6 @@
 //! Receiving in batches, each datagram or run of them with the addresses it came from and to.
 
-use super::{UdpSocket, socket_addr};
+use super::socket_addr;
 use crate::sys::cmsg::{self, Control};
 use libc::{c_uint, iovec, mmsghdr, msghdr, sockaddr_storage};
 use nix::errno::Errno;
@@ -8,7 +8,7 @@ use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// A received datagram, or a run of them from one peer that came as one: all but the bytes, which lie where
 /// [`ReceiveBatch::receive`] was told to put them.
@@ -25,6 +25,8 @@ pub struct Datagram {
     pub peer: SocketAddr,
     /// The address of this machine it was sent to.
     pub local: Option<IpAddr>,
+    /// The traffic class it came with (TOS in IPv4): DSCP and ECN.
+    pub class: u8,
 }
 
 /// Lengths as recvmsg(2) wants them before each call. It points into all three arguments.
@@ -68,13 +70,17 @@ impl ReceiveBatch {
         }
     }
 
-    /// Takes what `socket` holds, one datagram or run to each room in order, and gives how many rooms it filled: none
-    /// rather than wait.
+    /// Takes what `queue` holds, a [`UdpSocket`](super::UdpSocket) or its door, one datagram or run to each room in order, and
+    /// gives how many rooms it filled: none rather than wait.
     ///
     /// # Errors
     /// As recvmmsg(2). ICMP-born errors (`ECONNREFUSED`, `EHOSTUNREACH`…) say nothing about the socket: go on. Of
     /// the others [`is_fatal`](super::is_fatal) tells those after which there is no going on.
-    pub fn receive<'a>(&mut self, socket: &UdpSocket, rooms: impl Iterator<Item = &'a mut [u8]>) -> io::Result<usize> {
+    pub fn receive<'a>(
+        &mut self,
+        queue: BorrowedFd<'_>,
+        rooms: impl Iterator<Item = &'a mut [u8]>,
+    ) -> io::Result<usize> {
         self.filled = 0;
         let mut count = 0;
         let parts = self.messages.iter_mut().zip(&mut self.pieces).zip(&mut self.names).zip(&mut self.controls);
@@ -83,7 +89,7 @@ impl ReceiveBatch {
             message.msg_hdr = receive_header(piece, name, control);
             count += 1;
         }
-        let (fd, headers) = (socket.fd.as_raw_fd(), self.messages.as_mut_ptr());
+        let (fd, headers) = (queue.as_raw_fd(), self.messages.as_mut_ptr());
         loop {
             // SAFETY: the first `count` headers were written above. They point to pieces, names and controls, which `self`
             // owns, and by the pieces to the rooms, which are borrowed mutably for 'a, that is beyond this call,
@@ -122,6 +128,7 @@ impl ReceiveBatch {
             truncated: header.msg_flags & libc::MSG_TRUNC != 0,
             peer: socket_addr(&name?)?,
             local: told.local,
+            class: told.class,
         })
     }
 }

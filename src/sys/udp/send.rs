@@ -21,17 +21,24 @@ const MAX_RUN: usize = 65_507;
 pub struct Run<'a> {
     bytes: &'a [u8],
     segment: usize,
+    /// The socket's own if `None`.
+    class: Option<u8>,
 }
 
 impl<'a> Run<'a> {
     /// `bytes` as datagrams of `segment` bytes each (at least 1) and a shorter last one, if something is left.
     pub fn new(bytes: &'a [u8], segment: usize) -> Self {
-        Run { bytes, segment: segment.max(1) }
+        Run { bytes, segment: segment.max(1), class: None }
     }
 
     /// One datagram, which may be empty.
     pub fn single(datagram: &'a [u8]) -> Self {
         Run::new(datagram, datagram.len())
+    }
+
+    /// The same with this traffic class (TOS in IPv4) in place of the socket's.
+    pub fn with_class(self, class: u8) -> Self {
+        Run { class: Some(class), ..self }
     }
 
     /// How many datagrams it has.
@@ -65,6 +72,7 @@ fn skip<'a>(runs: impl Iterator<Item = Run<'a>>, mut datagrams: usize) -> impl I
 /// Destination and source of what is sent, in the kernel's form.
 struct MessageHeader {
     name: SockaddrStorage,
+    over_v4: bool,
     control: Control,
     control_length: usize,
 }
@@ -82,7 +90,7 @@ impl MessageHeader {
         }
         let mut control = Control::EMPTY;
         let control_length = local.map_or(0, |local| control.pin(local, socket_is_v6));
-        Ok(MessageHeader { name: name.into(), control, control_length })
+        Ok(MessageHeader { name: name.into(), over_v4: peer.is_ipv4(), control, control_length })
     }
 
     /// The message header, still without the bytes to send. It points into `self`, which must stay where it is.
@@ -280,9 +288,16 @@ impl SendBatch {
             *datagrams = run.datagrams();
             message.msg_hdr = template;
             message.msg_hdr.msg_iov = piece;
-            if *datagrams > 1 {
+            if *datagrams > 1 || run.class.is_some() {
                 *control = header.control;
-                message.msg_hdr.msg_controllen = control.segment(header.control_length, run.segment as u16) as _;
+                let mut length = header.control_length;
+                if let Some(class) = run.class {
+                    length = control.class(length, header.over_v4, class);
+                }
+                if *datagrams > 1 {
+                    length = control.segment(length, run.segment as u16);
+                }
+                message.msg_hdr.msg_controllen = length as _;
                 message.msg_hdr.msg_control = control.as_mut_ptr();
             }
             count += 1;

@@ -24,7 +24,7 @@ fn receive(socket: &UdpSocket, want: usize) -> Vec<(Vec<u8>, Datagram)> {
     while all.len() < want {
         assert!(Instant::now() < deadline, "{} of {want} datagrams came", all.len());
         let mut rooms = vec![[0u8; ROOM]; 8];
-        let count = batch.receive(socket, rooms.iter_mut().map(|room| &mut room[..])).unwrap();
+        let count = batch.receive(socket.as_fd(), rooms.iter_mut().map(|room| &mut room[..])).unwrap();
         assert_eq!(batch.datagrams().count(), count);
         all.extend(batch.datagrams().map(|(n, d)| (rooms[n][..d.length].to_vec(), d)));
     }
@@ -98,7 +98,7 @@ fn a_truncated_datagram_says_so() {
 #[test]
 fn an_empty_socket_gives_nothing_at_once() {
     let mut room = [0; ROOM];
-    let got = ReceiveBatch::new(1).receive(&bind("127.0.0.1:0"), std::iter::once(&mut room[..]));
+    let got = ReceiveBatch::new(1).receive(bind("127.0.0.1:0").as_fd(), std::iter::once(&mut room[..]));
     assert_eq!(got.unwrap(), 0);
 }
 
@@ -208,7 +208,7 @@ fn receive_runs(socket: &UdpSocket, want: usize) -> Vec<(Vec<Vec<u8>>, Datagram)
     let deadline = Instant::now() + Duration::from_secs(5);
     while count < want {
         assert!(Instant::now() < deadline, "{count} of {want} datagrams came");
-        batch.receive(socket, rooms.iter_mut().map(|room| &mut room[..])).unwrap();
+        batch.receive(socket.as_fd(), rooms.iter_mut().map(|room| &mut room[..])).unwrap();
         for (n, datagram) in batch.datagrams() {
             let run: Vec<_> = rooms[n][..datagram.length].chunks(datagram.segment).map(<[u8]>::to_vec).collect();
             count += run.len();
@@ -280,7 +280,7 @@ fn without_offloads_runs_go_one_by_one() {
 fn a_kernel_that_refuses_to_segment_costs_nothing_and_is_not_asked_again() {
     let (a, b) = fast("127.0.0.1:0", "127.0.0.1:0");
     // The kernel does not segment where it makes no checksums, which stands here for a NIC that cannot.
-    a.set_int(libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+    set_int(&a.fd, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
     let bytes = run_bytes(700, 90, 3);
     let runs = [Run::single(b"first"), Run::new(&bytes, 700), Run::single(b"last")];
     for _ in 0..2 {
@@ -366,5 +366,102 @@ fn the_longest_runs_go_and_longer_ones_in_two() {
         assert_eq!((report.sent, a.run_limit()), (66 + 15, MAX_SEGMENTS), "{report:?}");
         let got: Vec<_> = receive_runs(&b, 81).into_iter().flat_map(|(run, _)| run).collect();
         assert_eq!(got, [chunks(&longest, 1_000), chunks(&longer, 9_000)].concat());
+    }
+}
+
+fn behind_a_door(address: &str) -> UdpSocket {
+    let mut socket = bind(address);
+    socket.open_door().unwrap();
+    socket
+}
+
+/// The datagrams that lie in a queue.
+fn lying(queue: BorrowedFd<'_>) -> Vec<Vec<u8>> {
+    let (mut batch, mut rooms) = (ReceiveBatch::new(8), vec![[0u8; ROOM]; 8]);
+    batch.receive(queue, rooms.iter_mut().map(|room| &mut room[..])).unwrap();
+    batch.datagrams().map(|(n, datagram)| rooms[n][..datagram.length].to_vec()).collect()
+}
+
+#[test]
+fn only_the_peer_comes_by_the_socket_itself_and_all_others_by_the_door() {
+    for (listen, target) in
+        [("[::]:0", "127.0.0.1"), ("[::]:0", "::1"), ("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")]
+    {
+        let (socket, target) = (behind_a_door(listen), ip(target));
+        let local = SocketAddr::new(target, 0);
+        let [peer, other_port] = [(); 2].map(|()| UdpSocket::bind(local).unwrap());
+        let others_address = target
+            .is_ipv4()
+            .then(|| UdpSocket::bind((ip("127.0.0.2"), peer.local_addr().unwrap().port()).into()).unwrap());
+        let send_all = || {
+            for (bytes, from) in
+                [(&b"peer"[..], Some(&peer)), (b"port", Some(&other_port)), (b"address", others_address.as_ref())]
+            {
+                if let Some(from) = from {
+                    from.send_to(bytes, loopback(&socket, target), None).unwrap();
+                }
+            }
+        };
+        let strangers = if target.is_ipv4() { vec![&b"port"[..], b"address"] } else { vec![&b"port"[..]] };
+        let door = socket.door().unwrap();
+
+        send_all();
+        assert!(lying(socket.as_fd()).is_empty(), "{listen}: nobody was admitted");
+        assert_eq!(lying(door), [&[&b"peer"[..]], &strangers[..]].concat(), "{listen}");
+
+        socket.admit(Some(peer.local_addr().unwrap())).unwrap();
+        send_all();
+        assert_eq!(lying(socket.as_fd()), [b"peer"], "{listen}");
+        assert_eq!(lying(door), strangers, "{listen}");
+
+        socket.admit(Some(other_port.local_addr().unwrap())).unwrap();
+        send_all();
+        assert_eq!(lying(socket.as_fd()), [b"port"], "{listen}: the peer has moved");
+    }
+}
+
+#[test]
+fn a_port_with_a_door_is_taken_and_free_again_after_it() {
+    let socket = behind_a_door("127.0.0.1:0");
+    let address = socket.local_addr().unwrap();
+    assert!(matches!(UdpSocket::bind(address), Err(BindError::InUse(_))));
+    drop(socket);
+    UdpSocket::bind(address).unwrap();
+}
+
+#[test]
+fn runs_come_whole_at_the_door_too() {
+    let (a, mut b) = fast("127.0.0.1:0", "[::]:0");
+    b.open_door().unwrap();
+    let bytes = run_bytes(1_400, 30, 0);
+    let report =
+        SendBatch::new(8).send(&a, loopback(&b, ip("127.0.0.1")), None, std::iter::once(Run::new(&bytes, 1_400)));
+    assert_eq!(report.sent, 30);
+    let mut room = vec![0; 65_536];
+    let mut batch = ReceiveBatch::new(1);
+    assert_eq!(batch.receive(b.door().unwrap(), std::iter::once(&mut room[..])).unwrap(), 1);
+    let (_, run) = batch.datagrams().next().unwrap();
+    assert_eq!((run.length, run.segment), (bytes.len(), 1_400));
+}
+
+#[test]
+fn the_traffic_class_crosses_alone_and_in_runs() {
+    for (listen, target) in [("[::]:0", "127.0.0.1"), ("[::]:0", "::1"), ("127.0.0.1:0", "127.0.0.1")] {
+        let (a, b) = fast(listen, listen);
+        a.set_class(0xB8).unwrap();
+        let bytes = run_bytes(1_000, 20, 0);
+        let (own, other) = (Run::new(&bytes, 1_000), Run::new(&bytes, 1_000).with_class(0xBB));
+        let runs = [own, other, Run::single(b"alone").with_class(1), Run::single(b"own")];
+        // With a pinned source too: then there are three messages to the kernel.
+        let report = SendBatch::new(8).send(&a, loopback(&b, ip(target)), Some(ip(target)), runs.into_iter());
+        assert_eq!(report.sent, 42, "{report:?}");
+        let got: Vec<_> = receive_runs(&b, 42)
+            .into_iter()
+            .map(|(run, datagram)| (run.len(), datagram.class, datagram.local))
+            .collect();
+        let local = Some(ip(target));
+        assert_eq!(got, [(20, 0xB8, local), (20, 0xBB, local), (1, 1, local), (1, 0xB8, local)], "{listen} {target}");
+        a.send_to(b"x", loopback(&b, ip(target)), None).unwrap();
+        assert_eq!(receive(&b, 1)[0].1.class, 0xB8);
     }
 }

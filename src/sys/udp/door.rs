@@ -1,0 +1,145 @@
+//! The door: a second queue on a socket's port, for whatever does not come from the peer's address.
+//!
+//! Who floods a port from elsewhere fills the door's queue, not the one the peer's datagrams wait in, and how fast the door is
+//! looked at is the receiver's choice: what the queue has no room for costs the kernel about as much as a closed port. It
+//! is a second socket of the same port (`SO_REUSEPORT`, socket(7)), with a classic BPF program that says which of the two a
+//! datagram goes to. By its address alone: nothing here is a proof of anything, and whoever uses the peer's own address comes in by the peer's queue.
+
+use super::{DOOR_BUFFER, UdpSocket, configure, new_socket, set_gro};
+use libc::{
+    BPF_ABS, BPF_ALU, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET, BPF_RSH,
+    BPF_W, SKF_NET_OFF, sock_filter, sock_fprog,
+};
+use nix::errno::Errno;
+use nix::sys::socket::{self, SockaddrStorage, sockopt};
+use std::io;
+use std::mem::size_of;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// The sockets of the port, by the order in which they were bound to it.
+const PEER: u32 = 0;
+const DOOR: u32 = 1;
+
+/// Where an IPv4 header has its source address (RFC 791, section 3.1).
+const V4_SOURCE: u32 = 12;
+/// Where an IPv6 header names the next one, has its source address, and ends (RFC 8200, section 3).
+const V6_NEXT: u32 = 6;
+const V6_SOURCE: u32 = 8;
+const V6_HEADER: u32 = 40;
+
+/// A second socket on the port of `of`. All that comes goes there until [`admit`] says otherwise.
+fn open(of: &UdpSocket) -> io::Result<OwnedFd> {
+    let address = of.local_addr()?;
+    let door = new_socket(address)?;
+    configure(&door, address, DOOR_BUFFER)?;
+    // Not before the first one is bound: it is to fail where another process has the port.
+    for fd in [&of.fd, &door] {
+        socket::setsockopt(fd, sockopt::ReusePort, &true)?;
+    }
+    socket::bind(door.as_raw_fd(), &SockaddrStorage::from(address))?;
+    admit(&of.fd, None)?;
+    Ok(door)
+}
+
+/// Lets what comes from `peer` to the socket itself, and all else to its door.
+fn admit(port: &OwnedFd, peer: Option<SocketAddr>) -> io::Result<()> {
+    let mut code = program(peer);
+    let program = sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
+    let (pointer, length) = ((&raw const program).cast(), size_of::<sock_fprog>() as u32);
+    // SAFETY: the descriptor is open, and `pointer` is to a live `sock_fprog` of `length` bytes, which points to `len`
+    // live instructions; the kernel copies them before it returns.
+    let result = unsafe {
+        libc::setsockopt(port.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, pointer, length)
+    };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// What must be found where.
+struct Check {
+    load: Vec<sock_filter>,
+    value: u32,
+}
+
+/// A program that gives [`PEER`] for what comes from `peer` and [`DOOR`] for all else.
+fn program(peer: Option<SocketAddr>) -> Vec<sock_filter> {
+    let Some(peer) = peer else { return vec![step(BPF_RET | BPF_K, DOOR)] };
+    let checks = checks(peer);
+    // Each check is its loads and a comparison; the verdicts stand at the end, the peer's first.
+    let verdicts: usize = checks.iter().map(|check| check.load.len() + 1).sum();
+    let mut code = Vec::with_capacity(verdicts + 2);
+    for check in checks {
+        code.extend(check.load);
+        let otherwise = verdicts - code.len(); // over the rest and the first verdict
+        code.push(sock_filter { jf: otherwise as u8, ..step(BPF_JMP | BPF_JEQ | BPF_K, check.value) });
+    }
+    code.extend([PEER, DOOR].map(|verdict| step(BPF_RET | BPF_K, verdict)));
+    code
+}
+
+fn checks(peer: SocketAddr) -> Vec<Check> {
+    let version = |value| Check { load: vec![header(BPF_B, 0), step(BPF_ALU | BPF_RSH | BPF_K, 4)], value };
+    let word = |at, bytes: &[u8]| Check { load: vec![header(BPF_W, at)], value: number(bytes) };
+    let port = u32::from(peer.port());
+    match peer.ip().to_canonical() {
+        IpAddr::V4(source) => {
+            // X = the header's length, which has four bits of its first byte.
+            let length = step(BPF_LDX | BPF_B | BPF_MSH, offset(0));
+            let behind = step(BPF_LD | BPF_H | BPF_IND, offset(0));
+            vec![version(4), word(V4_SOURCE, &source.octets()), Check { load: vec![length, behind], value: port }]
+        }
+        IpAddr::V6(source) => {
+            let udp = Check { load: vec![header(BPF_B, V6_NEXT)], value: libc::IPPROTO_UDP as u32 };
+            let source = source.octets();
+            let words = source.chunks_exact(4).zip((V6_SOURCE..).step_by(4)).map(|(bytes, at)| word(at, bytes));
+            let port = Check { load: vec![header(BPF_H, V6_HEADER)], value: port };
+            [version(6), udp].into_iter().chain(words).chain([port]).collect()
+        }
+    }
+}
+
+/// Big-endian, as a load gives it.
+fn number(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
+}
+
+/// Loads what the IP header has at `at`.
+fn header(size: u32, at: u32) -> sock_filter {
+    step(BPF_LD | size | BPF_ABS, offset(at))
+}
+
+/// How a program names a place in the IP header.
+fn offset(at: u32) -> u32 {
+    (SKF_NET_OFF as u32).wrapping_add(at)
+}
+
+fn step(code: u32, k: u32) -> sock_filter {
+    sock_filter { code: code as u16, jt: 0, jf: 0, k }
+}
+
+impl UdpSocket {
+    /// Opens the door. Once; without one, all that comes to the port comes by the socket itself.
+    ///
+    /// # Errors
+    /// Where the kernel does not have it (Linux 4.5): the socket is as it was.
+    pub fn open_door(&mut self) -> io::Result<()> {
+        let door = open(self)?;
+        set_gro(&door, self.offloads().gro)?;
+        self.door = Some(door);
+        Ok(())
+    }
+
+    /// What comes from anyone but the peer is to be received here, if anywhere.
+    pub fn door(&self) -> Option<BorrowedFd<'_>> {
+        self.door.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Has what comes from this address, and nothing else, come by the socket itself from now on. What is queued stays
+    /// where it is. Without a door it changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel is out of memory: it stays as it was.
+    pub fn admit(&self, peer: Option<SocketAddr>) -> io::Result<()> {
+        if self.door.is_some() { admit(&self.fd, peer) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,310 @@
+//! The line tells the truth: carrier, routes, damping and hooks of real ends, and what the kernel's routing makes of it.
+//!
+//! `cargo test --test carrier -- --nocapture` prints what was measured.
+
+// Helpers outside #[test] functions may panic too: here that is how a test fails.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use common::lab::{Lab, PATIENCE, Site};
+use common::wait_until;
+use nix::net::if_::InterfaceFlags;
+use nix::sys::signal::Signal;
+use nix::sys::socket::{setsockopt, sockopt};
+
+/// A place that both the link and another way lead to.
+const PLACE: &str = "10.50.0.9";
+/// This end on the other way.
+const BACKUP: &str = "172.16.0.1";
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn interval(site: &mut Site, interval: &str) {
+    // The harness writes what is for [local] in front of [peer].
+    site.local = format!("{}\n[liveness]\ninterval = \"{interval}\"\n", site.local);
+}
+
+/// Another way to [`PLACE`], worse than the link.
+fn lay_backup(site: &Site) {
+    site.netlink(async |netlink| {
+        netlink.create_veth("backup", "nowhere").await.unwrap();
+        let backup = netlink.index("backup").await.unwrap();
+        netlink.add_address(backup, ip(BACKUP), 24).await.unwrap();
+        netlink.set_up(backup).await.unwrap();
+        netlink.set_up(netlink.index("nowhere").await.unwrap()).await.unwrap();
+        netlink.add_route(backup, ip("10.50.0.0"), 24, Some(500)).await.unwrap();
+    });
+}
+
+/// A static route into the link, as the machine's owner would set it beside the config.
+fn route_into_link(site: &Site) {
+    site.netlink(async |netlink| {
+        let link = netlink.index(site.interface).await.unwrap();
+        netlink.add_route(link, ip("10.50.0.0"), 24, Some(10)).await.unwrap();
+    });
+}
+
+/// By which of its addresses the site would send to [`PLACE`] now: that is what its routing has come to.
+fn way(site: &Site) -> Option<IpAddr> {
+    let way = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect((PLACE, 9)).ok()?;
+        Some(socket.local_addr().unwrap().ip())
+    };
+    site.network.run(way).unwrap()
+}
+
+/// Looks every millisecond until the site's way to [`PLACE`] is by this address, and says how long after `since` that was.
+fn until_way(site: &Site, by: IpAddr, since: Instant) -> Duration {
+    let look = || {
+        loop {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let found = socket.connect((PLACE, 9)).is_ok() && socket.local_addr().unwrap().ip() == by;
+            if found {
+                return since.elapsed();
+            }
+            assert!(since.elapsed() < PATIENCE, "{}: still not by {by}", site.name);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    site.network.run(look).unwrap()
+}
+
+/// Whether the site's interface has a carrier.
+fn carrier(site: &Site) -> bool {
+    let lower_up = InterfaceFlags::IFF_LOWER_UP;
+    let look = || nix::ifaddrs::getifaddrs().unwrap().find(|found| found.interface_name == site.interface);
+    site.network.run(look).unwrap().is_some_and(|interface| interface.flags.contains(lower_up))
+}
+
+scenario!(
+    /// The bounds are the ones promised: three intervals and a fifth to lose it, one to have it back.
+    a_killed_peer_takes_carrier_and_traffic_away_within_three_intervals_and_brings_them_back_within_one,
+    90,
+    {
+        for (text, interval_ms) in [("1s", 1_000), ("200ms", 200)] {
+            let mut lab = Lab::new();
+            interval(&mut lab.left, text);
+            interval(&mut lab.right, text);
+            lay_backup(&lab.left);
+            let (left, mut right) = lab.up();
+            let (link, backup) = (lab.left.inner[0], ip(BACKUP));
+            route_into_link(&lab.left);
+            for round in 0..2 {
+                until_way(&lab.left, link, Instant::now());
+                std::thread::sleep(Duration::from_millis(interval_ms * 2 + 30));
+                let killed = Instant::now();
+                right.kill_9();
+                let lost = until_way(&lab.left, backup, killed);
+                assert!(!carrier(&lab.left));
+                let restarted = Instant::now();
+                right = lab.right.start();
+                let back = until_way(&lab.left, link, restarted);
+                assert!(carrier(&lab.left));
+                println!("interval {text}, round {round}: lost after {lost:.1?}, back {back:.1?} after the restart");
+                assert!(lost <= Duration::from_millis(interval_ms * 36 / 10), "{lost:?}");
+                assert!(back <= Duration::from_millis(interval_ms.max(1_000)), "{back:?}");
+            }
+            lab.left.ping_all(lab.right.inner[0]);
+            assert_eq!(left.status()["carrier"]["losses"], 2);
+        }
+    }
+);
+
+scenario!(there_is_no_carrier_before_the_peer_and_the_links_own_network_is_not_there, 40, {
+    let mut lab = Lab::new();
+    interval(&mut lab.left, "200ms");
+    lay_backup(&lab.left);
+    let left = lab.left.start();
+    wait_until("an answer", PATIENCE, || left.answers());
+    assert!(lab.left.interfaces().iter().any(|name| name == lab.left.interface));
+    assert!(!carrier(&lab.left));
+    assert_eq!(left.status()["carrier"]["on"], false);
+    assert_eq!(left.status()["carrier"]["follows"], "peer");
+    route_into_link(&lab.left);
+    assert_eq!(way(&lab.left), Some(ip(BACKUP)));
+    // Neither IPv4's nor IPv6's.
+    for address in lab.right.inner {
+        let to =
+            || UdpSocket::bind((if address.is_ipv4() { "0.0.0.0" } else { "::" }, 0)).unwrap().connect((address, 9));
+        assert_eq!(lab.left.network.run(to).unwrap().unwrap_err().kind(), ErrorKind::NetworkUnreachable);
+    }
+    let _right = lab.right.start();
+    until_way(&lab.left, lab.left.inner[0], Instant::now());
+    assert!(carrier(&lab.left));
+    for address in lab.right.inner {
+        lab.left.ping(address);
+    }
+    wait_until("status saying so", PATIENCE, || left.status()["carrier"]["on"] == true);
+});
+
+scenario!(a_goodbye_takes_it_away_at_once, 40, {
+    let mut lab = Lab::new();
+    // Without the goodbye it would be half a minute.
+    interval(&mut lab.left, "10s");
+    interval(&mut lab.right, "10s");
+    lay_backup(&lab.left);
+    let (_left, right) = lab.up();
+    route_into_link(&lab.left);
+    until_way(&lab.left, lab.left.inner[0], Instant::now());
+    let asked = Instant::now();
+    right.signal(Signal::SIGTERM);
+    let lost = until_way(&lab.left, ip(BACKUP), asked);
+    println!("{lost:.1?} after SIGTERM at the far end");
+    assert!(!carrier(&lab.left));
+    assert!(lost < Duration::from_secs(3), "{lost:?}");
+});
+
+scenario!(carrier_always_stays, 40, {
+    let mut lab = Lab::new();
+    lab.left.link = "carrier = \"always\"\nroutes_follow = false\nroutes = [\"10.50.0.0/24\"]\nmetric = 10\n".into();
+    lay_backup(&lab.left);
+    let left = lab.left.start();
+    wait_until("an answer", PATIENCE, || left.answers());
+    assert!(carrier(&lab.left));
+    assert_eq!(way(&lab.left), Some(lab.left.inner[0]), "routes that do not follow are there from the start");
+    let right = lab.right.start();
+    left.wait_for_state("up");
+    assert!(right.terminate().success());
+    left.wait_for_state("down");
+    assert!(carrier(&lab.left));
+    assert_eq!(way(&lab.left), Some(lab.left.inner[0]));
+    let status = left.status();
+    assert_eq!((&status["carrier"]["follows"], &status["carrier"]["on"]), (&"always".into(), &true.into()));
+});
+
+scenario!(what_cannot_be_sent_is_dropped_and_not_kept_for_later, 60, {
+    let mut lab = Lab::new();
+    interval(&mut lab.left, "200ms");
+    interval(&mut lab.right, "200ms");
+    let (_left, right) = lab.up();
+    let far = lab.right.network.run(|| UdpSocket::bind((lab.right.inner[0], 0))).unwrap().unwrap();
+    far.set_read_timeout(Some(PATIENCE)).unwrap();
+    let near = lab.left.network.run(|| UdpSocket::bind((lab.left.inner[0], 0))).unwrap().unwrap();
+    // Into the link and nowhere else, whatever routing says.
+    setsockopt(&near, sockopt::BindToDevice, &lab.left.interface.into()).unwrap();
+    let to = far.local_addr().unwrap();
+    near.send_to(b"before", to).unwrap();
+    let mut bytes = [0; 16];
+    assert_eq!(far.recv(&mut bytes).unwrap(), 6);
+
+    right.signal(Signal::SIGSTOP);
+    wait_until("carrier going", PATIENCE, || !carrier(&lab.left));
+    // The kernel has heard of it by then too.
+    std::thread::sleep(Duration::from_millis(50));
+    let refused = (0..1_000).filter(|_| near.send_to(b"meanwhile", to).is_err()).count();
+    println!("{refused} of 1000 refused, the others dropped");
+    right.signal(Signal::SIGCONT);
+    wait_until("carrier coming", PATIENCE, || carrier(&lab.left) && carrier(&lab.right));
+    wait_until("a datagram leaving", PATIENCE, || near.send_to(b"after", to).is_ok());
+    let length = far.recv(&mut bytes).unwrap();
+    assert_eq!(&bytes[..length], b"after", "it was kept");
+});
+
+/// The link's routes of IPv4 with their metrics: (network, metric), as /proc has them.
+fn link_routes(site: &Site) -> Vec<(String, String)> {
+    let table = site.network.run(|| fs::read_to_string("/proc/thread-self/net/route").unwrap()).unwrap();
+    let fields = table.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    let own = fields.filter(|fields| fields[0] == site.interface && fields[1] != "0000630A");
+    own.map(|fields| (fields[1].clone(), fields[6].clone())).collect()
+}
+
+scenario!(routes_come_and_go_with_the_link_and_have_their_metric, 60, {
+    let mut lab = Lab::new();
+    let routes = "routes = [\"10.50.0.0/24\", \"10.51.0.0/24\", \"fd50::/64\"]\nmetric = 77\n";
+    lab.left.link = routes.into();
+    interval(&mut lab.left, "200ms");
+    let left = lab.left.start();
+    wait_until("an answer", PATIENCE, || left.answers());
+    let before = lab.left.routes();
+    assert_eq!(link_routes(&lab.left), []);
+    assert_eq!(left.status()["sandbox"]["capabilities"], serde_json::json!(["net_admin"]));
+    let there = [("0000320A", "77"), ("0000330A", "77")].map(|(to, metric)| (to.to_owned(), metric.to_owned()));
+    for round in 0..2 {
+        let right = lab.right.start();
+        wait_until("the routes coming", PATIENCE, || link_routes(&lab.left) == there);
+        wait_until("IPv6's too", PATIENCE, || lab.left.routes().len() == before.len() + 3);
+        assert!(right.terminate().success());
+        wait_until("the routes going", PATIENCE, || lab.left.routes() == before);
+        println!("round {round}: {before:?}");
+    }
+    left.wait_for_state("down");
+    assert!(!lab.left.log().contains("WARN removing"), "{}", lab.left.log());
+});
+
+scenario!(a_route_that_cannot_be_set_is_said_at_the_start, 30, {
+    let mut lab = Lab::new();
+    lab.left.link = "routes = [\"10.50.0.0/24\"]\nmetric = 500\n".into();
+    lay_backup(&lab.left);
+    let mut left = lab.left.start();
+    wait_until("giving up", PATIENCE, || left.has_ended());
+    left.wait_for_log(&["adding route 10.50.0.0/24", "file exists"], PATIENCE);
+});
+
+scenario!(
+    /// Someone else's route is in the way when the link comes up: it is said, tried again, and keeps no other route out.
+    a_route_in_the_way_is_said_and_waited_for,
+    60,
+    {
+        let mut lab = Lab::new();
+        lab.left.link = "routes = [\"10.50.0.0/24\", \"10.51.0.0/24\"]\nmetric = 500\n".into();
+        let left = lab.left.start();
+        wait_until("an answer", PATIENCE, || left.answers());
+        lay_backup(&lab.left);
+        let _right = lab.right.start();
+        left.wait_for_log(&["warn", "adding route 10.50.0.0/24", "trying again"], PATIENCE);
+        let only = |text: &str| link_routes(&lab.left) == [(text.to_owned(), "500".to_owned())];
+        wait_until("the other route", PATIENCE, || only("0000330A"));
+        lab.left.netlink(async |netlink| netlink.delete_link("backup").await.unwrap());
+        wait_until("both routes", PATIENCE, || link_routes(&lab.left).len() == 2);
+        assert_eq!(lab.left.log().matches("trying again every").count(), 1, "{}", lab.left.log());
+    }
+);
+
+scenario!(a_line_that_comes_and_goes_is_damped_and_says_so, 90, {
+    let mut lab = Lab::new();
+    interval(&mut lab.left, "200ms");
+    interval(&mut lab.right, "200ms");
+    lab.left.link = "routes = [\"10.50.0.0/24\"]\n".into();
+    let (left, mut right) = lab.up();
+    let carrier_status = || left.status()["carrier"].clone();
+    for loss in 1..=4 {
+        assert!(carrier(&lab.left), "before loss {loss}");
+        assert!(right.terminate().success());
+        wait_until("carrier going", PATIENCE, || !carrier(&lab.left));
+        let status = carrier_status();
+        println!("{status}");
+        assert_eq!((&status["losses"], &status["wait_s"]), (&loss.into(), &(if loss < 4 { 0.0 } else { 1.0 }).into()));
+        right = lab.right.start();
+        if loss < 4 {
+            wait_until("carrier coming", PATIENCE, || carrier(&lab.left));
+            assert_eq!(carrier_status()["left_s"], serde_json::Value::Null);
+        }
+    }
+    left.wait_for_log(&["up with"], PATIENCE);
+    let mut seen_waiting = 0;
+    wait_until("carrier coming", PATIENCE, || {
+        let status = left.status();
+        let waits = status["state"] == "up" && status["carrier"]["on"] == false;
+        if waits && status["carrier"]["left_s"].as_f64().is_some_and(|left| left > 0.0 && left <= 1.0) {
+            assert!(!carrier(&lab.left) || left.status()["carrier"]["on"] == true);
+            assert!(link_routes(&lab.left).is_empty() || left.status()["carrier"]["on"] == true);
+            seen_waiting += 1;
+        }
+        carrier(&lab.left)
+    });
+    assert!(seen_waiting > 0, "it never waited");
+    left.wait_for_log(&["comes and goes", "stayed for 1s"], PATIENCE);
+    left.wait_for_log(&["has stayed up for 1s"], PATIENCE);
+    wait_until("the route coming", PATIENCE, || link_routes(&lab.left).len() == 1);
+    lab.left.ping_all(lab.right.inner[0]);
+    drop(right);
+});
