@@ -238,13 +238,12 @@ impl Driver {
         if let Some(line) = self.state.story.tell(now, &event, &self.link.status()) {
             line.log();
         }
+        self.state.look_again |=
+            matches!(event, Event::Quiet | Event::NoAnswer { .. } | Event::State { state: State::Down, .. });
         match event {
             Event::State { state, .. } => self.line.hear(now, state),
             Event::WantSocket => self.open_port(now),
             Event::UsesSocket(id) => self.use_port(id),
-            Event::Quiet | Event::NoAnswer { .. } | Event::State { state: State::Down, .. } => {
-                self.state.look_again = true;
-            }
             _ => {}
         }
     }
