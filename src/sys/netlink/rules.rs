@@ -16,7 +16,7 @@ use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::RouteAttribute;
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 const NEAR: u32 = 32_700;
 const FAR: u32 = 32_701;
@@ -62,10 +62,12 @@ impl Netlink {
     /// # Errors
     /// Whatever the kernel says to a question for all routes.
     pub async fn has_routes(&self, v6: bool, table: u32) -> Result<bool, NetlinkError> {
-        let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        // Without a destination it asks for all there are.
+        let query = match v6 {
+            true => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+            false => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        };
         let action = || format!("looking at routing table {table}");
-        let query = RouteMessageBuilder::<IpAddr>::new().destination_prefix(any, 0);
-        let query = query.map_err(|error| super::invalid(error, action))?.build();
         let mut routes = self.handle.route().get(query).execute();
         while let Some(route) = done(routes.try_next().await, action)? {
             let named = route.attributes.iter().find_map(|attribute| match attribute {
