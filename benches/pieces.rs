@@ -174,8 +174,8 @@ struct Inlet {
 impl Inlet {
     /// Stands for the kernel, which hands over a run of datagrams as one message: its length, and theirs.
     fn receive(&mut self, batch: &Batch<u8>) -> (usize, usize) {
-        let mut runs = batch.runs();
-        let (bytes, size) = runs.next().expect("a run");
+        let mut runs = batch.runs(|_| ());
+        let (bytes, size, ()) = runs.next().expect("a run");
         assert!(runs.next().is_none(), "all are of one size");
         self.buffer[..bytes.len()].copy_from_slice(bytes);
         (bytes.len(), size)

@@ -21,6 +21,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::keys::{PresharedKey, PublicKey, SecretKey};
+use crate::packet::marks::Dscp;
 pub use report::Problem;
 use report::{Report, Source};
 
@@ -47,6 +48,8 @@ pub struct Config {
     pub crypto: CryptoConfig,
     /// `liveness.interval`: how often a Report is sent, 50 ms to 60 s. The link is down after three missed.
     pub liveness_interval: Duration,
+    /// `[hooks]`: what is run when the line comes and goes.
+    pub hooks: HooksConfig,
 }
 
 /// The interface and what is sent into it.
@@ -93,6 +96,15 @@ pub enum Layer {
     Ethernet,
 }
 
+/// Programs with their arguments, each run without a shell; none where a list is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HooksConfig {
+    /// When the line is there: the program's absolute path comes first.
+    pub up: Vec<String>,
+    /// When it is gone, likewise.
+    pub down: Vec<String>,
+}
+
 /// The interface's MTU: the largest inner packet, in bytes, without an Ethernet header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mtu {
@@ -115,6 +127,8 @@ pub struct LocalConfig {
     pub bind: Option<String>,
     /// The mark on the link's own datagrams, not 0. `None`: none, or [`DEFAULT_MARK`] where a default route goes into the link.
     pub fwmark: Option<u32>,
+    /// DSCP of the datagrams that carry the link.
+    pub dscp: Dscp,
     /// The user the link runs as once it is set up; it is not looked for yet. `None`: who started it.
     pub user: Option<String>,
 }
@@ -259,11 +273,14 @@ impl Config {
             (self.local.listen == other.local.listen, "[local] listen"),
             (self.local.bind == other.local.bind, "[local] bind"),
             (self.local.fwmark == other.local.fwmark, "[local] fwmark"),
+            (self.local.dscp == other.local.dscp, "[local] dscp"),
             (self.local.user == other.local.user, "[local] user"),
             (self.peer.endpoint == other.peer.endpoint, "[peer] endpoint"),
             (self.crypto.cipher == other.crypto.cipher, "[crypto] cipher"),
             (self.crypto.post_quantum == other.crypto.post_quantum, "[crypto] post_quantum"),
             (self.crypto.checksum == other.crypto.checksum, "[crypto] checksum"),
+            (self.hooks.up == other.hooks.up, "[hooks] up"),
+            (self.hooks.down == other.hooks.down, "[hooks] down"),
             (self.liveness_interval == other.liveness_interval, "[liveness] interval"),
         ]
         .into_iter()

@@ -13,7 +13,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use common::lab::{Lab, PATIENCE, Site};
-use common::wait_until;
+use common::{wait_until, way};
 use nix::net::if_::InterfaceFlags;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -52,30 +52,14 @@ fn route_into_link(site: &Site) {
     });
 }
 
-/// By which of its addresses the site would send to [`PLACE`] now: that is what its routing has come to.
+/// By which of its addresses the site would send to [`PLACE`] now.
 fn way(site: &Site) -> Option<IpAddr> {
-    let way = || {
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        socket.connect((PLACE, 9)).ok()?;
-        Some(socket.local_addr().unwrap().ip())
-    };
-    site.network.run(way).unwrap()
+    way::to(site, ip(PLACE))
 }
 
-/// Looks every millisecond until the site's way to [`PLACE`] is by this address, and says how long after `since` that was.
+/// How long after `since` it does so by this address.
 fn until_way(site: &Site, by: IpAddr, since: Instant) -> Duration {
-    let look = || {
-        loop {
-            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-            let found = socket.connect((PLACE, 9)).is_ok() && socket.local_addr().unwrap().ip() == by;
-            if found {
-                return since.elapsed();
-            }
-            assert!(since.elapsed() < PATIENCE, "{}: still not by {by}", site.name);
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    };
-    site.network.run(look).unwrap()
+    way::until(site, ip(PLACE), by, since, PATIENCE)
 }
 
 /// Whether the site's interface has a carrier.
@@ -219,7 +203,8 @@ fn link_routes(site: &Site) -> Vec<(String, String)> {
 
 scenario!(routes_come_and_go_with_the_link_and_have_their_metric, 60, {
     let mut lab = Lab::new();
-    let routes = "routes = [\"10.50.0.0/24\", \"10.51.0.0/24\", \"fd50::/64\"]\nmetric = 77\n";
+    // With a fixed MTU nothing else would need the right to it.
+    let routes = "mtu = 1400\nroutes = [\"10.50.0.0/24\", \"10.51.0.0/24\", \"fd50::/64\"]\nmetric = 77\n";
     lab.left.link = routes.into();
     interval(&mut lab.left, "200ms");
     let left = lab.left.start();
@@ -308,3 +293,128 @@ scenario!(a_line_that_comes_and_goes_is_damped_and_says_so, 90, {
     lab.left.ping_all(lab.right.inner[0]);
     drop(right);
 });
+
+/// The `[hooks]` of a config: both run this script, which has a folder of its own as `$1`, with a file `told` to write to.
+fn hooks(site: &mut Site, script: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let argv = format!("[\"/bin/sh\", \"-c\", '''{script}''', \"hook\", \"{}\"]", folder.path().display());
+    site.local = format!("{}\n[hooks]\nup = {argv}\ndown = {argv}\n", site.local);
+    folder
+}
+
+/// What the hooks have written.
+fn told(folder: &tempfile::TempDir) -> String {
+    fs::read_to_string(folder.path().join("told")).unwrap_or_default()
+}
+
+/// Ids of the processes a process has started, and are still there.
+fn children(id: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    list.split_whitespace().map(|id| id.parse().unwrap()).collect()
+}
+
+scenario!(hooks_run_for_each_turn_of_the_line_and_are_told_about_it, 60, {
+    for sandboxed in [true, false] {
+        let mut lab = Lab::new();
+        interval(&mut lab.left, "200ms");
+        interval(&mut lab.right, "200ms");
+        lab.left.link = "routes = [\"10.50.0.0/24\"]\n".into();
+        if !sandboxed {
+            lab.left.arguments = vec!["--no-sandbox"];
+        }
+        let script = "echo $TIELINE_STATE $TIELINE_REASON $TIELINE_INTERFACE $TIELINE_NAME $TIELINE_PEER >> $1/told; id -u >> $1/told; \
+                      env | grep -i -c -e tlsecret -e tlpsk >> $1/told; echo in words";
+        let folder = hooks(&mut lab.left, script);
+        let left = lab.left.start();
+        wait_until("an answer", PATIENCE, || left.answers());
+        let me = nix::unistd::getuid().as_raw();
+        let mut expected = String::new();
+        let mut next = |state: &str, reason: &str| {
+            expected += &format!("{state} {reason} tl-left left 192.0.2.2:7311\n{me}\n0\n");
+            wait_until(&format!("{expected:?} in {:?}", told(&folder)), PATIENCE, || told(&folder) == expected);
+        };
+        let right = lab.right.start();
+        next("up", "connected");
+        left.wait_for_log(&["hook up: in words"], PATIENCE);
+        left.wait_for_log(&["hook up done in"], PATIENCE);
+        assert!(right.terminate().success());
+        next("down", "goodbye");
+        let right = lab.right.start();
+        next("up", "connected");
+        right.kill_9();
+        next("down", "silence");
+        let _right = lab.right.start();
+        next("up", "connected");
+        assert_eq!(children(left.id()).len(), usize::from(sandboxed));
+        assert!(left.terminate().success());
+        assert_eq!(told(&folder).lines().filter(|line| line.starts_with("down closed")).count(), 1, "before `up` ends");
+    }
+});
+
+scenario!(a_hook_that_hangs_or_fails_is_said_and_keeps_the_link_from_nothing, 90, {
+    let mut lab = Lab::new();
+    interval(&mut lab.left, "200ms");
+    interval(&mut lab.right, "200ms");
+    // The first that runs takes far too long; the next ones fail. Never two at once.
+    let script = "kill -0 $(cat $1/busy) && echo twice >> $1/told; echo $$ > $1/busy; echo $TIELINE_STATE >> $1/told; \
+                  [ -e $1/ran ] || { touch $1/ran; sleep 100; }; exit 5";
+    let folder = hooks(&mut lab.left, script);
+    let (left, mut right) = lab.up();
+    wait_until("the hook", PATIENCE, || told(&folder) == "up\n");
+    let started = Instant::now();
+    for _ in 0..2 {
+        assert!(right.terminate().success());
+        wait_until("carrier going", PATIENCE, || !carrier(&lab.left));
+        right = lab.right.start();
+        wait_until("carrier coming", PATIENCE, || carrier(&lab.left));
+    }
+    assert!(right.terminate().success());
+    wait_until("carrier going", PATIENCE, || !carrier(&lab.left));
+    assert_eq!(told(&folder), "up\n", "one at a time");
+    left.wait_for_log(&["warn", "hook up failed", "was killed", "30s"], Duration::from_secs(40));
+    println!("killed {:.1?} after the line came", started.elapsed());
+    left.wait_for_log(&["warn", "hook down failed", "exit status: 5"], PATIENCE);
+    assert_eq!(told(&folder), "up\ndown\n", "the latest state wins");
+});
+
+scenario!(a_helper_that_dies_takes_no_link_down_and_a_link_that_dies_is_told_of, 60, {
+    let mut lab = Lab::new();
+    interval(&mut lab.left, "200ms");
+    interval(&mut lab.right, "200ms");
+    let folder = hooks(&mut lab.left, "echo $TIELINE_STATE $TIELINE_REASON >> $1/told");
+    let (left, right) = lab.up();
+    wait_until("the hook", PATIENCE, || told(&folder) == "up connected\n");
+    // As out of memory, or by someone's mistake.
+    left.kill_9();
+    wait_until("the last hook", PATIENCE, || told(&folder) == "up connected\ndown died\n");
+
+    let left = lab.left.start();
+    wait_until("the hook", PATIENCE, || told(&folder).lines().count() == 3);
+    let helper = children(left.id())[0];
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper as i32), Signal::SIGKILL).unwrap();
+    left.wait_for_log(&["error", "helper that runs the hooks has ended"], PATIENCE);
+    lab.left.ping_all(lab.right.inner[0]);
+    assert!(right.terminate().success());
+    wait_until("carrier going", PATIENCE, || !carrier(&lab.left));
+    assert_eq!(left.status()["state"], "down");
+    let started = Instant::now();
+    assert!(left.terminate().success());
+    assert!(started.elapsed() < Duration::from_secs(3), "it waited for nobody: {:?}", started.elapsed());
+    assert_eq!(told(&folder).lines().count(), 3);
+});
+
+scenario!(
+    /// A service manager stops all processes of a service at once.
+    the_last_hook_runs_although_the_helper_was_told_to_end_too,
+    30,
+    {
+        let mut lab = Lab::new();
+        let folder = hooks(&mut lab.left, "echo $TIELINE_STATE $TIELINE_REASON >> $1/told");
+        let (left, _right) = lab.up();
+        wait_until("the hook", PATIENCE, || told(&folder) == "up connected\n");
+        let helper = children(left.id())[0];
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper as i32), Signal::SIGTERM).unwrap();
+        assert!(left.terminate().success());
+        assert_eq!(told(&folder), "up connected\ndown closed\n");
+    }
+);

@@ -7,6 +7,7 @@
 
 mod common;
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::thread;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use common::bridge::{Host, Lan, Port, hardware_address, ip};
 use common::flow::flow;
-use common::lab::{End, Lab, PATIENCE, ping, stream, transfer};
+use common::lab::{End, Lab, PATIENCE, PORT, ping, stream, transfer};
 use common::nic::disable_offloads;
 use common::wait_until;
 use common::yard::checksum_errors;
@@ -236,7 +237,8 @@ scenario!(
     frames_of_the_mtus_size_pass_and_larger_ones_do_not,
     60,
     {
-        for (mtu, cable) in [(1400, 1500), (9000, 9200)] {
+        // The cable carries no byte more than the largest datagram that may come of it takes.
+        for (mtu, cable) in [(1400, 1482), (9000, 9082)] {
             let lab = bridged([&[], &BARE], &format!("mtu = {mtu}\n"));
             [&lab.left, &lab.right].into_iter().for_each(|site| site.set_cable_mtu(cable));
             let lans = [Lan::at(&lab.left), Lan::at(&lab.right)];
@@ -359,6 +361,30 @@ scenario!(
         assert_eq!(hardware_address(&lab.right.network, "br0"), bridge, "the bridge's own address has changed");
         assert_ne!(hardware_address(&lab.left.network, lab.left.interface), before);
         assert!(left.terminate().success() && right.terminate().success());
+    }
+);
+
+scenario!(
+    /// As it stands, but for where the keys are and where hq is.
+    the_example_makes_one_ethernet_of_two,
+    30,
+    {
+        let lab = Lab::new();
+        let lans = [Lan::at(&lab.left), Lan::at(&lab.right)];
+        let [near, far] = &[lans[0].host(1, 1400), lans[1].host(2, 1400)];
+        [near, far].into_iter().for_each(Host::take_addresses);
+        let root = env!("CARGO_MANIFEST_DIR");
+        let ends = [(&lab.left, "hq"), (&lab.right, "branch")].map(|(site, name)| {
+            let text = fs::read_to_string(format!("{root}/examples/ethernet-bridge/{name}.toml")).unwrap();
+            let hq = format!("{}:{PORT}", lab.left.outer[0]);
+            let text = text.replace("../../keys", &format!("{root}/keys")).replace("hq.example.net:7311", &hq);
+            fs::write(site.config(), text).unwrap();
+            site.start_as_it_is()
+        });
+        for address in far.address {
+            ping(&near.network, address, PATIENCE).unwrap();
+        }
+        ends.into_iter().for_each(|end| assert!(end.terminate().success()));
     }
 );
 

@@ -564,7 +564,7 @@ scenario!(status_has_every_field_of_version_1, 40, {
     for field in ["session/epoch", "path/tx/packets", "path/tx/bytes", "path/rx/packets", "path/rx/bytes"] {
         assert!(at(&status, field).as_u64() > Some(0), "{field}: {status}");
     }
-    for reason in ["replayed", "unauthentic", "malformed", "no_session", "too_big"] {
+    for reason in ["replayed", "unauthentic", "malformed", "no_session", "too_big", "congested"] {
         assert!(at(&status, &format!("drops/{reason}")).is_u64(), "{reason}: {status}");
     }
 });

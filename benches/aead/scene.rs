@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use tieline::dataplane::{Dataplane, Device, Mailbox, Open, Seal};
+use tieline::packet::Layer;
 use tieline::protocol::levels::{Counter, Levels};
 use tieline::protocol::{EgressUpdate, IngressUpdate, Path, SocketId, constants::MIN_TRANSPORT};
 use tieline::sys::netns::NetNs;
@@ -140,7 +141,8 @@ impl Site {
 
     /// The interface, as `tieline up` makes it.
     fn device(&self) -> Device {
-        let (fd, offloads) = self.network.run(|| tun::create(self.interface, TunOffloads::ALL)).unwrap().unwrap();
+        let (fd, offloads) =
+            self.network.run(|| tun::create(self.interface, tun::Kind::Tun, TunOffloads::ALL)).unwrap().unwrap();
         netlink(&self.network, async |netlink| {
             let index = netlink.index(self.interface).await.unwrap();
             netlink.set_mtu(index, MTU).await.unwrap();
@@ -149,7 +151,7 @@ impl Site {
             netlink.add_address(index, self.inner, 30).await.unwrap();
             netlink.set_up(index).await.unwrap();
         });
-        Device::new(fd, offloads)
+        Device::new(fd, Layer::Ip, offloads)
     }
 }
 
@@ -167,6 +169,7 @@ impl End {
 
 fn refused(levels: &Levels) -> u64 {
     let drops = &levels.drops;
-    let all = [&drops.replayed, &drops.unauthentic, &drops.malformed, &drops.no_session, &drops.too_big];
+    let all =
+        [&drops.replayed, &drops.unauthentic, &drops.malformed, &drops.no_session, &drops.too_big, &drops.congested];
     all.into_iter().map(Counter::get).sum()
 }

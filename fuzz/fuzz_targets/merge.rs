@@ -1,4 +1,4 @@
-//! Any packets in any order: what is written, cut again, is the same packets, in the same order within each flow.
+//! Any packets in any order, bare or in Ethernet frames: what is written, cut again, is the same packets, in the same order within each flow.
 //!
 //! Input: limits, then packets, each either its own bytes or the next one of a flow, with something odd about it or not.
 #![no_main]
@@ -10,29 +10,36 @@ use libfuzzer_sys::fuzz_target;
 use tieline::packet::merge::{Limits, Merger};
 use tieline::packet::split::{Checksums, Taken, take};
 use tieline::packet::transport::{Protocol, Transport};
-use tieline::packet::{ip, virtio::Header};
-use tieline_fuzz::{Bytes, add, addresses, checksum_at, complete, is_zero, mend, mend_ip_checksum, pseudo, put_u16};
-use tieline_fuzz::{sum, u16_at};
+use tieline::packet::{Layer, virtio::Header};
+use tieline_fuzz::{
+    Bytes, add, addresses, checksum_at, complete, is_zero, layer, mend, mend_ip_checksum, network, pseudo,
+};
+use tieline_fuzz::{put_u16, sum, u16_at};
 
 /// A packet and whether its checksum is said to be partial.
 type Packet = (Vec<u8>, bool);
 
-/// What order is kept for: addresses, and protocol and ports where they can be told.
-type Flow<'a> = (&'a [u8], Option<(u8, &'a [u8])>);
+/// What order is kept for: addresses, and protocol and ports where they can be told. `None` of what is not IP.
+type Flow<'a> = Option<(&'a [u8], Option<(u8, &'a [u8])>)>;
 
 fuzz_target!(|input: &[u8]| {
     let mut input = Bytes(input);
     let [segments, flows] = input.array().map(usize::from);
-    let limits = Limits { segments: segments % 80, flows: flows % 10, udp: flows < 128 };
-    let packets = packets(input);
-    let sent: Vec<_> = packets.iter().filter(is_taken).map(as_it_leaves).collect();
-    let got = written(limits, &packets).into_iter().map(plain).collect::<Vec<_>>();
+    let layer = layer(segments >= 128);
+    let limits = Limits { segments: segments % 128 % 80, flows: flows % 10, udp: flows < 128 };
+    let packets = packets(layer, input);
+    let taken = packets.iter().filter(|packet| is_taken(layer, packet));
+    let sent: Vec<_> = taken.map(|packet| as_it_leaves(layer, packet)).collect();
+    let got = written(layer, limits, &packets).into_iter().map(|frame| plain(layer, frame)).collect::<Vec<_>>();
     assert_eq!(got.len(), sent.len());
     let [sent, got] =
-        [&sent, &got].map(|packets| packets.iter().map(|packet| (flow_of(packet), packet)).collect::<Vec<_>>());
-    for flow in sent.iter().map(|(flow, _)| flow).collect::<BTreeSet<_>>() {
-        // One without ports could be of any flow between its addresses.
-        let of_flow = |(other, _): &&(Flow, _)| other.0 == flow.0 && (other.1.is_none() || other.1 == flow.1);
+        [&sent, &got].map(|packets| packets.iter().map(|packet| (flow_of(layer, packet), packet)).collect::<Vec<_>>());
+    for flow in sent.iter().map(|(flow, _)| *flow).collect::<BTreeSet<_>>() {
+        // One without ports could be of any flow between its addresses, and what is not IP keeps its place in all.
+        let of_flow = |(other, _): &&(Flow, _)| match (flow, *other) {
+            (Some((addresses, ports)), Some(other)) => other.0 == addresses && (other.1.is_none() || other.1 == ports),
+            (_, other) => other.is_none(),
+        };
         assert!(sent.iter().filter(of_flow).eq(got.iter().filter(of_flow)));
     }
 });
@@ -47,7 +54,7 @@ const AS_IT_IS: u8 = 0x80;
 /// More would only be slow.
 const MOST_BYTES: usize = 100_000;
 
-fn packets(mut input: Bytes<'_>) -> Vec<Packet> {
+fn packets(layer: Layer, mut input: Bytes<'_>) -> Vec<Packet> {
     let mut flows: [Vec<u8>; 4] = Default::default();
     let (mut packets, mut total) = (vec![], 0);
     while !input.is_empty() && total < MOST_BYTES {
@@ -57,16 +64,16 @@ fn packets(mut input: Bytes<'_>) -> Vec<Packet> {
             let length = input.u8();
             *flow = input.take(length.into()).to_vec();
         } else {
-            advance(flow);
+            advance(layer, flow);
         }
         if what & LONG != 0 {
-            resize(flow, input.u16().into());
+            resize(layer, flow, input.u16().into());
         }
         if what & CHANGED != 0 {
             change(flow, input.array());
         }
         if what & AS_IT_IS == 0 {
-            mend(flow, partial);
+            mend(layer, flow, partial);
         }
         let mut packet = flow.clone();
         if what & SPOILED != 0 {
@@ -79,10 +86,11 @@ fn packets(mut input: Bytes<'_>) -> Vec<Packet> {
 }
 
 /// Makes a packet the next one of its flow.
-fn advance(packet: &mut [u8]) {
-    let Some(found) = Transport::find(packet) else { return };
-    if packet[0] >> 4 == 4 {
-        put_u16(packet, 4, u16_at(packet, 4).wrapping_add(1));
+fn advance(layer: Layer, packet: &mut [u8]) {
+    let Some(found) = Transport::find(layer, packet) else { return };
+    let at = found.network;
+    if packet[at] >> 4 == 4 {
+        put_u16(packet, at + 4, u16_at(packet, at + 4).wrapping_add(1));
     }
     if let (Protocol::Tcp, Some(sequence)) = (found.protocol, packet[found.start + 4..].first_chunk_mut()) {
         let next = u32::from_be_bytes(*sequence).wrapping_add((found.end - found.payload) as u32);
@@ -91,8 +99,8 @@ fn advance(packet: &mut [u8]) {
 }
 
 /// Gives a packet another payload.
-fn resize(packet: &mut Vec<u8>, payload: usize) {
-    if let Some(found) = Transport::find(packet) {
+fn resize(layer: Layer, packet: &mut Vec<u8>, payload: usize) {
+    if let Some(found) = Transport::find(layer, packet) {
         packet.resize(found.payload + payload, payload as u8);
     }
 }
@@ -103,19 +111,19 @@ fn change(packet: &mut [u8], [at, bits]: [u8; 2]) {
     }
 }
 
-fn is_taken((packet, partial): &&Packet) -> bool {
-    ip::check(packet).is_ok() && (!partial || Transport::find(packet).is_some())
+fn is_taken(layer: Layer, (packet, partial): &Packet) -> bool {
+    layer.network(packet).is_ok() && (!partial || Transport::find(layer, packet).is_some())
 }
 
 /// What would be written of the packets, each write cut as the kernel would, with complete checksums.
-fn written(limits: Limits, packets: &[Packet]) -> Vec<Vec<u8>> {
+fn written(layer: Layer, limits: Limits, packets: &[Packet]) -> Vec<Vec<u8>> {
     let mut buffer: Vec<u8> = packets.iter().flat_map(|(packet, _)| packet).copied().collect();
-    let mut merger = Merger::new(limits, 4);
+    let mut merger = Merger::new(layer, limits, 4);
     let mut start = 0;
     for packet in packets {
         let range = start..start + packet.0.len();
         start = range.end;
-        assert_eq!(merger.push(&buffer, range, packet.1).is_ok(), is_taken(&packet));
+        assert_eq!(merger.push(&buffer, range, packet.1).is_ok(), is_taken(layer, packet));
     }
     merger.finish(&mut buffer);
     let mut all = vec![];
@@ -125,9 +133,10 @@ fn written(limits: Limits, packets: &[Packet]) -> Vec<Vec<u8>> {
         assert_eq!((parts.len(), frame.len()), (write.packets(), write.length()));
         assert_eq!(Header::parse(write.header().encode()), Ok(write.header()));
         assert!(write.packets() <= limits.segments.max(1));
-        check_cwr(&write.header(), &frame);
+        check_cwr(layer, &write.header(), &frame);
         let before = all.len();
-        match take(&write.header(), &mut frame, Checksums::Full, usize::MAX).expect("what is written can be cut") {
+        match take(layer, &write.header(), &mut frame, Checksums::Full, usize::MAX).expect("what is written can be cut")
+        {
             Taken::Whole { .. } => all.push(frame),
             Taken::Run(plan) => {
                 for index in 0..plan.count() {
@@ -143,24 +152,32 @@ fn written(limits: Limits, packets: &[Packet]) -> Vec<Vec<u8>> {
 }
 
 /// The kernel is told of CWR, or it would repeat it.
-fn check_cwr(header: &Header, frame: &[u8]) {
-    if let (Some(gso), Some(found)) = (header.gso, Transport::find(frame)) {
+fn check_cwr(layer: Layer, header: &Header, frame: &[u8]) {
+    if let (Some(gso), Some(found)) = (header.gso, Transport::find(layer, frame)) {
         assert_eq!(gso.ecn, found.protocol == Protocol::Tcp && frame[found.start + 13] & 0x80 != 0);
     }
 }
 
-fn as_it_leaves((packet, partial): &Packet) -> Vec<u8> {
-    let mut packet = packet.clone();
-    if let (true, Some(found)) = (partial, Transport::find(&packet)) {
-        packet.truncate(found.end);
-        complete(&mut packet, &found);
+fn as_it_leaves(layer: Layer, (frame, partial): &Packet) -> Vec<u8> {
+    let mut frame = frame.clone();
+    if let (true, Some(found)) = (partial, Transport::find(layer, &frame)) {
+        frame.truncate(found.end);
+        complete(&mut frame, &found);
     }
-    plain(packet)
+    plain(layer, frame)
 }
 
-/// The packet without what says nothing: which form of zero a right checksum has, and an atomic datagram's identification.
-fn plain(mut packet: Vec<u8>) -> Vec<u8> {
-    if let Some(found) = Transport::find(&packet)
+/// The frame without what says nothing: which form of zero a right checksum has, and an atomic datagram's identification.
+fn plain(layer: Layer, mut frame: Vec<u8>) -> Vec<u8> {
+    if layer.network(&frame).is_ok_and(|network| network.is_some()) {
+        let packet = frame.split_off(network(layer, &frame));
+        frame.extend(plain_packet(packet));
+    }
+    frame
+}
+
+fn plain_packet(mut packet: Vec<u8>) -> Vec<u8> {
+    if let Some(found) = Transport::find(Layer::Ip, &packet)
         && (found.protocol == Protocol::Tcp || found.stored(&packet) != 0)
         && is_zero(add(sum(&packet[found.start..found.end]), add(pseudo(&packet, found.protocol), found.length())))
     {
@@ -178,7 +195,9 @@ fn plain(mut packet: Vec<u8>) -> Vec<u8> {
     packet
 }
 
-fn flow_of(packet: &[u8]) -> Flow<'_> {
+fn flow_of(layer: Layer, frame: &[u8]) -> Flow<'_> {
+    layer.network(frame).ok()??;
+    let packet = &frame[network(layer, frame)..];
     let ports = |found: Transport| (found.protocol.number(), &packet[found.start..found.start + 4]);
-    (addresses(packet), Transport::find(packet).map(ports))
+    Some((addresses(packet), Transport::find(Layer::Ip, packet).map(ports)))
 }

@@ -1,5 +1,6 @@
 //! What the packet targets share: sums by the letter, and packets made right so that junk gets past the first look.
 
+use tieline::packet::Layer;
 use tieline::packet::transport::{Protocol, Transport};
 
 /// The sum of RFC 1071 §1, word by word.
@@ -32,6 +33,21 @@ pub fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
+/// The layer an input asks for.
+pub fn layer(ethernet: bool) -> Layer {
+    if ethernet { Layer::Ethernet } else { Layer::Ip }
+}
+
+/// Where a frame's IP header is to be looked for: at the beginning, or behind an Ethernet header with its tags.
+pub fn network(layer: Layer, frame: &[u8]) -> usize {
+    let mut at = if layer == Layer::Ip { return 0 } else { 12 };
+    let is_tag = |at: usize| matches!(frame.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xA8]));
+    while is_tag(at) {
+        at += 4;
+    }
+    (at + 2).min(frame.len())
+}
+
 /// Where the checksum of the packet's TCP or UDP header lies.
 pub fn checksum_at(found: &Transport) -> usize {
     found.start + found.protocol.checksum_offset()
@@ -56,8 +72,19 @@ pub fn complete(packet: &mut [u8], found: &Transport) {
     put_u16(packet, checksum_at(found), checksum);
 }
 
-/// Makes lengths and checksums of what looks like a packet right, the TCP or UDP one `partial` or complete.
-pub fn mend(packet: &mut [u8], partial: bool) {
+/// Makes lengths and checksums of what looks like a packet right, the TCP or UDP one `partial` or complete, and the EtherType
+/// before it.
+pub fn mend(layer: Layer, frame: &mut [u8], partial: bool) {
+    let at = network(layer, frame);
+    match frame.get(at).map(|byte| byte >> 4) {
+        Some(4) if at > 0 => put_u16(frame, at - 2, 0x0800),
+        Some(6) if at > 0 => put_u16(frame, at - 2, 0x86DD),
+        _ => {}
+    }
+    mend_packet(&mut frame[at..], partial);
+}
+
+fn mend_packet(packet: &mut [u8], partial: bool) {
     let Ok(length) = u16::try_from(packet.len()) else { return };
     let (protocol, inner) = match packet.first().map(|byte| byte >> 4) {
         Some(4) if packet.len() >= 20 => {
@@ -74,7 +101,7 @@ pub fn mend(packet: &mut [u8], partial: bool) {
         put_u16(packet, inner + 4, length.saturating_sub(inner as u16));
     }
     mend_ip_checksum(packet);
-    if let Some(found) = Transport::find(packet) {
+    if let Some(found) = Transport::find(Layer::Ip, packet) {
         let pseudo = add(pseudo(packet, found.protocol), found.length());
         put_u16(packet, checksum_at(&found), pseudo);
         if !partial {

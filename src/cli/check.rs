@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use super::{CheckArgs, Failure, print};
-use crate::config::{Config, Warning};
+use crate::config::{Config, Layer, Warning};
 
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let (config, warnings) = Config::load(&args.file)?;
@@ -30,6 +30,11 @@ fn summary(config: &Config) -> Result<String, Failure> {
     if !link.routes.is_empty() {
         let routes: Vec<_> = link.routes.iter().map(ToString::to_string).collect();
         let _ = write!(text, ", leads to {}", routes.join(" "));
+    }
+    match (&link.layer, &link.bridge) {
+        (Layer::Ip, _) => {}
+        (Layer::Ethernet, None) => text.push_str(", carries Ethernet"),
+        (Layer::Ethernet, Some(bridge)) => _ = write!(text, ", carries Ethernet, joins bridge {bridge}"),
     }
     let _ = write!(text, "\n  this end   {}", local.private_key.public()?);
     if let Some(listen) = local.listen {

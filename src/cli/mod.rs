@@ -62,6 +62,8 @@ enum Command {
     Rotate(RotateArgs),
     #[command(hide = true, name = up::NAMES)]
     ResolveNames(NamesArgs),
+    #[command(hide = true, name = up::HOOKS)]
+    RunHooks,
 }
 
 /// Make the folders of both ends of a new link: config, keys, ready to copy
@@ -287,6 +289,7 @@ pub fn main() -> ExitCode {
         Command::Rotate(args) => rotate::run(args),
         Command::Up(args) => return up::run(args),
         Command::ResolveNames(args) => return up::resolve_names(args),
+        Command::RunHooks => return up::run_hooks(),
         Command::Status(args) => return status::run(args),
         Command::Demo(args) => return demo::run(args),
     };

@@ -232,6 +232,7 @@ fn drops(drops: &Drops) -> String {
         (drops.malformed, "malformed"),
         (drops.no_session, "without a session"),
         (drops.too_big, "too big"),
+        (drops.congested, "congested"),
     ];
     let some: Vec<String> =
         reasons.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();

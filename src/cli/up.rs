@@ -20,10 +20,21 @@ pub(super) fn run(args: &UpArgs) -> ExitCode {
     }
 }
 
-/// The command by which `up` starts its helper.
+/// The command by which `up` starts the helper that looks names up.
 pub(super) const NAMES: &str = "resolve-names";
 
-/// The helper: it ends when the `up` that started it does.
+/// The command by which it starts the helper that runs the hooks.
+pub(super) const HOOKS: &str = "run-hooks";
+
+/// That helper: it ends when the `up` that started it does, and what was to be run then has run.
+pub(super) fn run_hooks() -> ExitCode {
+    match control::serve_hooks() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => Failure::failed(format!("running hooks: {error}"), "`tieline up` starts this by itself").report(),
+    }
+}
+
+/// The helper that looks names up: it ends when the `up` that started it does.
 pub(super) fn resolve_names(args: &NamesArgs) -> ExitCode {
     match control::serve_names(&User::of(args.uid, args.gid)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,7 +58,7 @@ fn up(args: &UpArgs) -> Result<(), Failure> {
         initiator: Duration::from_secs(seconds.into()),
         responder: Duration::from_secs(seconds.into()) * 5 / 4,
     });
-    let sandbox = (!args.no_sandbox).then_some(Sandbox { names: NAMES });
+    let sandbox = (!args.no_sandbox).then_some(Sandbox { names: NAMES, hooks: HOOKS });
     if sandbox.is_none() {
         warn!("--no-sandbox: the link keeps all rights it was started with; do not leave it so");
     }

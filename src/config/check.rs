@@ -10,12 +10,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use toml::{Spanned, Value};
+use toml::Spanned;
 
 use super::report::{Problem, Report, Source};
 use super::schema::Texts;
-use super::{Carrier, Config, CryptoConfig, Endpoint, Layer, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema};
+use super::{
+    Carrier, Config, CryptoConfig, Endpoint, HooksConfig, Layer, LinkConfig, LocalConfig, Mtu, PeerConfig, parse,
+    schema,
+};
 use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
+use crate::packet::marks::Dscp;
 
 /// Keys of one kind that may be listed: an old one and a new one.
 const MAX_LISTED: usize = 2;
@@ -34,6 +38,8 @@ pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, 
         Some(text) => checker.parsed(text, parse::interval)?,
         None => Duration::from_secs(1),
     };
+    let (up, down) = (checker.hook(file.hooks.up.as_ref())?, checker.hook(file.hooks.down.as_ref())?);
+    let hooks = HooksConfig { up, down };
     let schema::Crypto { cipher, post_quantum, checksum } = file.crypto;
     let config = Config {
         name: source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
@@ -43,6 +49,7 @@ pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, 
         peer,
         crypto: CryptoConfig { cipher, post_quantum, checksum },
         liveness_interval,
+        hooks,
     };
     Ok((config, checker.warnings))
 }
@@ -82,7 +89,7 @@ impl Checker<'_> {
     }
 
     /// Rejects what belongs to later versions; see the top of this file.
-    fn nothing_unsupported(&mut self, file: &schema::File) -> Result<(), Report> {
+    fn nothing_unsupported(&self, file: &schema::File) -> Result<(), Report> {
         let not_yet = |span, what: &dyn Display| {
             self.fail(span, format!("not supported by this version yet: {what}"), "take it out, or use a later version")
         };
@@ -93,18 +100,8 @@ impl Checker<'_> {
                 return not_yet(duplicate.span(), &"`duplicate = true`");
             }
         }
-        if let Some(local) = file.local.as_ref().map(Spanned::get_ref) {
-            if let Some(dscp) = &local.dscp
-                && dscp.get_ref() != &Value::from("none")
-            {
-                return not_yet(dscp.span(), &"`dscp` other than \"none\"");
-            }
-        }
         if let Some(path) = file.path.first() {
             return not_yet(path.span(), &"`[[path]]`");
-        }
-        if let Some(hooks) = &file.hooks {
-            return not_yet(hooks.span(), &"`[hooks]`");
         }
         Ok(())
     }
@@ -227,6 +224,10 @@ impl Checker<'_> {
         }
         let listen = local.and_then(|local| local.listen.as_ref());
         let listen = listen.map(|text| self.parsed(text, parse::listen)).transpose()?;
+        let dscp = match local.and_then(|local| local.dscp.as_ref()) {
+            Some(value) => parse::dscp(value.get_ref()).map_err(|problem| self.source.at(value.span(), problem))?,
+            None => Dscp::None,
+        };
         let user = local.and_then(|local| local.user.as_ref());
         let user = user.map(|text| self.parsed(text, parse::user)).transpose()?;
         let bind = local.and_then(|local| local.bind.as_ref());
@@ -241,7 +242,7 @@ impl Checker<'_> {
             }
             mark => mark.map(|mark| *mark.get_ref()),
         };
-        Ok(LocalConfig { private_key, private_key_file, listen, bind, fwmark, user })
+        Ok(LocalConfig { private_key, private_key_file, listen, bind, fwmark, dscp, user })
     }
 
     /// The interface that the link's own datagrams leave by; not the link's.
@@ -365,6 +366,36 @@ impl Checker<'_> {
         let path = self.source.path.parent().map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
         let key = read(&path).map_err(|error| self.source.at(span, Problem::new(error.to_string(), error.help())))?;
         Ok((key, path))
+    }
+
+    /// A program beside the config file or at an absolute path, and its arguments.
+    fn hook(&mut self, argv: Option<&Spanned<Vec<String>>>) -> Result<Vec<String>, Report> {
+        let Some(argv) = argv else { return Ok(Vec::new()) };
+        let help = "write the program's path and its arguments, as in [\"/usr/local/bin/notify\", \"up\"]";
+        let Some((program, arguments)) = argv.get_ref().split_first() else {
+            return self.fail(argv.span(), "the list is empty", help);
+        };
+        if !program.contains('/') {
+            let what = format!("`{program}` is not a path: hooks are run without a shell, and not looked for");
+            return self.fail(argv.span(), what, help);
+        }
+        if argv.get_ref().iter().any(|word| word.contains('\0')) {
+            return self.fail(argv.span(), "there is a NUL character in it", help);
+        }
+        let beside = self.source.path.parent().map_or_else(|| PathBuf::from(program), |folder| folder.join(program));
+        // It is run in another folder.
+        let path = std::path::absolute(&beside).unwrap_or(beside);
+        if !path.is_file() {
+            let what = format!("there is no program at {}", path.display());
+            self.warn(
+                argv.span(),
+                what,
+                "put it there before it is needed: a hook that cannot be run is said in the log",
+            );
+        }
+        // A file's text is UTF-8, and so is what was made of it, unless the working folder is not.
+        let path = path.to_string_lossy().into_owned();
+        Ok(std::iter::once(path).chain(arguments.iter().cloned()).collect())
     }
 
     fn ends_differ(&self, file: &schema::File, local: &LocalConfig, peer: &PeerConfig) -> Result<(), Report> {

@@ -9,6 +9,7 @@ use toml::Value;
 
 use super::report::Problem;
 use super::{Endpoint, Mtu};
+use crate::packet::marks::Dscp;
 
 /// `IFNAMSIZ` of Linux without its closing zero.
 const MAX_INTERFACE: usize = 15;
@@ -41,6 +42,20 @@ pub(super) fn mtu(value: &Value) -> Result<Mtu, Problem> {
             _ => Err(Problem::new(format!("an MTU of {number} is out of range"), help)),
         },
         _ => Err(Problem::new("this is not an MTU", help)),
+    }
+}
+
+/// `none`, `copy`, or 0 to 63 (RFC 2474, section 3).
+pub(super) fn dscp(value: &Value) -> Result<Dscp, Problem> {
+    let help = "write \"none\", \"copy\" (that of the packet inside), or a number from 0 to 63, such as 46";
+    match value {
+        Value::String(text) if text == "none" => Ok(Dscp::None),
+        Value::String(text) if text == "copy" => Ok(Dscp::Copy),
+        Value::Integer(number) => match u8::try_from(*number) {
+            Ok(dscp @ 0..=63) => Ok(Dscp::Fixed(dscp)),
+            _ => Err(Problem::new(format!("a DSCP of {number} is out of range"), help)),
+        },
+        _ => Err(Problem::new("this is not a DSCP", help)),
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) struct File {
     pub crypto: Crypto,
     pub liveness: Liveness,
     pub path: Vec<Spanned<Path>>,
-    pub hooks: Option<Spanned<Hooks>>,
+    pub hooks: Hooks,
 }
 
 #[derive(Default, Deserialize)]
@@ -130,11 +130,9 @@ pub(super) struct Path {
     pub priority: Option<u32>,
 }
 
-/// Its fields are read for their types only, until there are hooks.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-#[expect(dead_code, reason = "a file with [hooks] is rejected until there are hooks")]
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct Hooks {
-    pub up: Option<Vec<String>>,
-    pub down: Option<Vec<String>>,
+    pub up: Option<Spanned<Vec<String>>>,
+    pub down: Option<Spanned<Vec<String>>>,
 }

@@ -100,6 +100,25 @@ fn two_keys_may_be_listed_and_one_in_a_list() {
 }
 
 #[test]
+fn an_ethernet_joins_a_bridge_or_has_addresses_or_is_left_to_others() {
+    let (all, routes) =
+        (&BASE[BASE.find("address").unwrap()..BASE.find("\n\n[local]").unwrap()], "routes = [\"192.168.20.0/24\"]");
+    for (old, new, addresses, bridge) in [
+        (all, "layer = \"ethernet\"\nbridge = \"br0\"", 0, Some("br0")),
+        (all, "layer = \"ethernet\"", 0, None),
+        (routes, "layer = \"ethernet\"", 2, None),
+    ] {
+        let (config, warnings) = with(old, new).unwrap();
+        assert_eq!(warnings.len(), 1, "not even one of the published key: {warnings:?}");
+        assert_eq!((config.link.layer, config.link.bridge.as_deref()), (Layer::Ethernet, bridge));
+        assert_eq!(config.link.addresses.len(), addresses);
+    }
+    let joined = good(all, "layer = \"ethernet\"\nbridge = \"br0\"");
+    assert_eq!(joined.differences(&good(all, "layer = \"ethernet\"\nbridge = \"br1\"")), ["[link] bridge"]);
+    assert_eq!(good(all, "layer = \"ethernet\"").differences(&good(all, "layer = \"ip\"")), ["[link] layer"]);
+}
+
+#[test]
 fn what_else_changed_beside_the_keys_is_named() {
     let base = from_text(BASE).unwrap().0;
     let changed = [
@@ -113,6 +132,8 @@ fn what_else_changed_beside_the_keys_is_named() {
         ("[::]:7311", "[::]:7312", "[local] listen"),
         ("[peer]", "[peer]\nendpoint = \"203.0.113.7:7311\"", "[peer] endpoint"),
         ("[local]", "[crypto]\npost_quantum = false\n[local]", "[crypto] post_quantum"),
+        ("[local]", "[hooks]\nup = [\"/bin/true\"]\n[local]", "[hooks] up"),
+        ("[local]", "[hooks]\ndown = [\"/bin/true\"]\n[local]", "[hooks] down"),
         ("[local]", "[liveness]\ninterval = \"2s\"\n[local]", "[liveness] interval"),
     ];
     for (old, new, what) in changed {
@@ -163,6 +184,10 @@ checksum = "full"
 
 [liveness]
 interval = "500ms"
+
+[hooks]
+up   = ["/bin/sh", "-c", "true"]
+down = ["../Cargo.toml"]
 "#;
     let (config, warnings) = from_text(text).unwrap();
     assert_eq!(warnings.len(), 1, "one warning about published keys is enough: {warnings:?}");
@@ -170,6 +195,10 @@ interval = "500ms"
     assert_eq!((config.link.addresses.len(), config.link.routes.len()), (3, 4));
     assert_eq!((config.link.mtu, config.link.metric), (Mtu::Fixed(1420), Some(100)));
     assert_eq!(config.peer.endpoint.as_ref().unwrap().to_string(), "branch.example.net:7311");
+    assert_eq!((config.link.carrier, config.link.routes_follow), (Carrier::Always, false));
+    assert_eq!(config.hooks.up, ["/bin/sh", "-c", "true"]);
+    let beside = std::path::absolute("keys/../Cargo.toml").unwrap();
+    assert_eq!(config.hooks.down, [beside.to_str().unwrap()], "paths begin at the file's folder");
     let (cipher, checksum) = (CipherChoice::ChaCha20Poly1305, Checksum::Full);
     assert_eq!(config.crypto, CryptoConfig { cipher, post_quantum: false, checksum });
     assert_eq!(config.liveness_interval, Duration::from_millis(500));

@@ -25,6 +25,8 @@ pub struct Sandbox {
     /// The first argument by which this very program (`/proc/self/exe`) comes to call [`super::serve_names`], with the two arguments
     /// after it, a user's and a group's number.
     pub names: &'static str,
+    /// The only argument by which it comes to call [`super::serve_hooks`].
+    pub hooks: &'static str,
 }
 
 /// The sandbox, closed.

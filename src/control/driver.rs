@@ -209,7 +209,8 @@ impl Driver {
         {
             warn!("the interface's carrier stays as it was: {error}");
         }
-        self.line.tell(now, on);
+        let path = self.link.status().path.map(|path| path.peer);
+        self.line.tell(now, on, path.or(self.state.sought.first().copied()));
     }
 
     fn send(&mut self, now: Time, Transmit { path, datagram }: Transmit) {
@@ -241,7 +242,7 @@ impl Driver {
         self.state.look_again |=
             matches!(event, Event::Quiet | Event::NoAnswer { .. } | Event::State { state: State::Down, .. });
         match event {
-            Event::State { state, .. } => self.line.hear(now, state),
+            Event::State { state, cause } => self.line.hear(now, state, cause),
             Event::WantSocket => self.open_port(now),
             Event::UsesSocket(id) => self.use_port(id),
             _ => {}

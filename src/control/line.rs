@@ -4,10 +4,13 @@
 //! The carrier is set by the driver, at once. Routes take the kernel's answers, and are another task's (`routes`).
 
 use super::damping::Damping;
+use super::hooks::{News, Reason};
 use super::status;
 use crate::config;
 use crate::protocol::Time;
 use crate::protocol::control::State;
+use crate::protocol::link::DownCause;
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -22,19 +25,34 @@ pub(super) struct Line {
     /// This end has closed the link: nothing brings the line back.
     closed: bool,
     tell: watch::Sender<bool>,
+    hooks: watch::Sender<Option<News>>,
+    /// Why it is what it is.
+    reason: Reason,
 }
 
 impl Line {
     /// It begins down; who follows it learns of it from the receiver of `tell`.
-    pub(super) fn new(sets_carrier: bool, tell: watch::Sender<bool>) -> Line {
-        Line { damping: Damping::default(), sets_carrier, on: false, closed: false, tell }
+    pub(super) fn new(sets_carrier: bool, tell: watch::Sender<bool>, hooks: watch::Sender<Option<News>>) -> Line {
+        Line {
+            damping: Damping::default(),
+            sets_carrier,
+            on: false,
+            closed: false,
+            tell,
+            hooks,
+            reason: Reason::default(),
+        }
     }
 
-    /// The link's state changed.
-    pub(super) fn hear(&mut self, now: Time, state: State) {
+    /// The link's state changed; `cause` says why it is not Up any more.
+    pub(super) fn hear(&mut self, now: Time, state: State, cause: Option<DownCause>) {
+        if let Some(cause) = cause {
+            self.reason = cause.into();
+        }
         if state != State::Up {
             return self.damping.fall(now);
         }
+        self.reason = Reason::Connected;
         self.damping.rise(now);
         if let Some(left) = self.left(now) {
             let losses = self.damping.losses(now);
@@ -47,6 +65,7 @@ impl Line {
     /// This end closes the link.
     pub(super) fn close(&mut self) {
         self.closed = true;
+        self.reason = Reason::Closed;
     }
 
     /// When something changes by itself.
@@ -60,13 +79,14 @@ impl Line {
         (std::mem::replace(&mut self.on, on) != on).then_some(on)
     }
 
-    /// Passes the news on.
-    pub(super) fn tell(&mut self, now: Time, on: bool) {
+    /// Passes the news on; `peer` is where the other end is.
+    pub(super) fn tell(&mut self, now: Time, on: bool, peer: Option<SocketAddr>) {
         let wait = self.damping.wait(now);
         if on && !wait.is_zero() {
             info!("the line has stayed up for {wait:?} and counts as up again");
         }
         self.tell.send_replace(on);
+        self.hooks.send_replace(Some(News { up: on, reason: self.reason, peer }));
     }
 
     /// Whether the interface's carrier goes by the line.

@@ -10,8 +10,9 @@
 //!
 //! [`run`] is a whole link: it makes the interface, opens the socket, starts the packet loops and drives the engine until
 //! it is told to stop; then it says goodbye and nothing is left. The driver carries out what the engine says, in
-//! its order, and never blocks. Around it: `outside` keeps the link's own datagrams out of it, `resolver` finds the peer's addresses, `interface` keeps the MTU, [`status`]
-//! answers who asks, `line` says whether the line counts as there and `routes` go by it, `reload` reads changed keys, `story` finds the words for the log.
+//! its order, and never blocks. Around it: `outside` keeps the link's own datagrams out of the link,
+//! `resolver` finds the peer's addresses, `interface` keeps the MTU, [`status`]
+//! answers who asks, `line` says whether the line counts as there, which `routes` and `hooks` go by, `reload` reads changed keys, `story` finds the words for the log.
 //!
 //! To embed a link in another program, give [`run_until`] a config and the moment to stop:
 //!
@@ -30,6 +31,7 @@ mod confine;
 mod damping;
 mod driver;
 mod entropy;
+mod hooks;
 mod interface;
 mod line;
 mod names;
@@ -43,6 +45,7 @@ mod story;
 
 pub use confine::Sandbox;
 pub use entropy::OsEntropy;
+pub use hooks::serve as serve_hooks;
 pub use names::serve as serve_names;
 
 use crate::config::{Checksum, CipherChoice, Config, CryptoConfig, Layer};
@@ -59,6 +62,7 @@ use crate::sys::tun::TunError;
 use crate::sys::udp::{BindError, Ties};
 use confine::{Closed, Confinement};
 use driver::{Driver, DriverState, Inlets};
+use hooks::Hooks;
 use interface::{Interface, MtuKeeper};
 use line::Line;
 use outside::Outside;
@@ -257,8 +261,11 @@ async fn drive_with(
     let name = &config.link.interface;
     let mut confinement = Confinement::prepare(options.sandbox, &config.local)?;
     let lookup = confinement.lookup(config.peer.endpoint.as_ref())?;
+    let (news, told) = watch::channel(None);
+    let hooks = Hooks::start(&config, options.sandbox, told)
+        .map_err(RunError::system("cannot start the helper that runs the hooks"))?;
     let ties = Ties { interface: config.local.bind.clone(), mark: config.mark() };
-    let (ports, socket) = Ports::open_first(config.local.listen, ties, options.offloads.udp)?;
+    let (ports, socket) = Ports::open_first(config.local.listen, ties, options.offloads.udp, config.local.dscp.own())?;
     let local = socket.local_addr().map_err(RunError::system("cannot read the socket's address"))?;
     let interface = interface::create(&netlink, &config, options.offloads.tun).await?;
     let Interface { index, device, sets_carrier } = interface;
@@ -268,9 +275,16 @@ async fn drive_with(
     let listener = status::Listener::open(&socket_path, confinement.user())
         .map_err(|source| RunError::StatusSocket { path: socket_path.clone(), source })?;
     confinement.close_process(&socket_path, &config)?;
-    let (dataplane, mailbox) =
-        Dataplane::start_with(device, socket, sender, receiver, link.levels(), confinement.close_loops())
-            .map_err(RunError::system("cannot start the packet loops"))?;
+    let (dataplane, mailbox) = Dataplane::start_with(
+        device,
+        socket,
+        config.local.dscp,
+        sender,
+        receiver,
+        link.levels(),
+        confinement.close_loops(),
+    )
+    .map_err(RunError::system("cannot start the packet loops"))?;
     info!("{} on interface {name}, UDP {local}", config.name);
 
     let (peer, followed) = watch::channel(None);
@@ -296,10 +310,13 @@ async fn drive_with(
         sandbox,
     };
     let reload = Reload::new(config, reads);
-    let line = Line::new(sets_carrier, tell);
+    let line = Line::new(sets_carrier, tell, news);
     let state = DriverState::default();
     let driver = Driver { link, line, dataplane, ports, identity, reload, peer, largest, state };
     let result = driver.run(inlets, stop).await;
+    if let Some(hooks) = hooks {
+        hooks.finish().await;
+    }
     if result.is_ok() {
         info!("closed");
     }

@@ -8,7 +8,7 @@ use crate::protocol::SocketId;
 use crate::sys::offloads::UdpOffloads;
 use crate::sys::udp::{BindError, Ties, UdpSocket};
 use std::net::SocketAddr;
-use tracing::info;
+use tracing::{info, warn};
 
 const FIRST: SocketId = SocketId(0);
 
@@ -17,6 +17,8 @@ pub(super) struct Ports {
     ties: Ties,
     /// What is asked of each socket.
     wish: UdpOffloads,
+    /// The traffic class of what is not user data.
+    class: u8,
     open: Vec<SocketId>,
 }
 
@@ -26,8 +28,9 @@ impl Ports {
         listen: Option<SocketAddr>,
         ties: Ties,
         wish: UdpOffloads,
+        class: u8,
     ) -> Result<(Ports, UdpSocket), BindError> {
-        let ports = Ports { listen, ties, wish, open: vec![FIRST] };
+        let ports = Ports { listen, ties, wish, class, open: vec![FIRST] };
         let socket = ports.bind(listen)?;
         Ok((ports, socket))
     }
@@ -38,6 +41,9 @@ impl Ports {
             None => UdpSocket::bind_any(&self.ties)?,
         };
         socket.set_offloads(self.wish);
+        if let Err(error) = socket.set_class(self.class) {
+            warn!("the link's own datagrams go without the DSCP that config says: {error}");
+        }
         if let Err(error) = socket.open_door() {
             info!("a flood from elsewhere will cost more than it need, as this kernel gives a port one queue: {error}");
         }
@@ -89,21 +95,21 @@ mod tests {
 
     #[test]
     fn others_go_when_one_is_used_but_never_the_configured_one() {
-        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL).unwrap();
+        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL, 0).unwrap();
         assert_eq!(ports.next(None), (SocketId(1), None));
         assert_eq!(ports.next(None), (SocketId(2), None));
         assert_eq!(ports.take_needless(SocketId(2)), ids(&[1]));
         assert_eq!(ports.next(Some(SocketId(2))), (SocketId(1), None), "a freed number is used again");
         assert_eq!(ports.take_needless(SocketId(0)), ids(&[2, 1]));
 
-        let (mut ports, _socket) = Ports::open_first(None, Ties::default(), UdpOffloads::ALL).unwrap();
+        let (mut ports, _socket) = Ports::open_first(None, Ties::default(), UdpOffloads::ALL, 0).unwrap();
         ports.next(None);
         assert_eq!(ports.take_needless(SocketId(1)), ids(&[0]));
     }
 
     #[test]
     fn there_is_room_for_one_more_always() {
-        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL).unwrap();
+        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL, 0).unwrap();
         let used = ports.next(None).0;
         for _ in 0..1_000 {
             ports.next(Some(used));
@@ -114,7 +120,7 @@ mod tests {
 
     #[test]
     fn another_port_is_another_port() {
-        let (ports, first) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL).unwrap();
+        let (ports, first) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL, 0).unwrap();
         let second = ports.open_another().unwrap();
         let (first, second) = (first.local_addr().unwrap(), second.local_addr().unwrap());
         assert_eq!(first.ip(), second.ip());

@@ -221,6 +221,9 @@ pub struct Drops {
     pub no_session: u64,
     /// Packets that did not fit one datagram.
     pub too_big: u64,
+    /// Packets that came with a mark of congestion which their sender does not know: RFC 6040 has them dropped.
+    #[serde(default)]
+    pub congested: u64,
 }
 
 impl Status {
@@ -314,6 +317,7 @@ impl Moment<'_> {
                 malformed: self.drops.malformed.get(),
                 no_session: self.drops.no_session.get(),
                 too_big: self.drops.too_big.get(),
+                congested: self.drops.congested.get(),
             },
             offloads: self.offloads.into(),
             sandbox: identity.sandbox.clone(),
@@ -473,7 +477,8 @@ mod tests {
     "unauthentic": 0,
     "malformed": 0,
     "no_session": 0,
-    "too_big": 0
+    "too_big": 0,
+    "congested": 0
   },
   "offloads": {
     "vnet_hdr": true,

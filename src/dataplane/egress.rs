@@ -6,6 +6,7 @@ use super::mailbox::Outbox;
 use super::turns::{Turn, Turns};
 use super::{BATCH, LAYOUT, Seal, Traffic};
 use crate::packet::Batch;
+use crate::packet::marks::{self, Dscp};
 use crate::packet::split::{self, Checksums, Plan, Refused, Taken};
 use crate::protocol::constants::MIN_TRANSPORT;
 use crate::protocol::levels::Levels;
@@ -37,12 +38,21 @@ pub(super) struct Egress<S> {
     outlet: Outlet<S>,
 }
 
+/// What a datagram is sealed and sent with.
+#[derive(Clone, Copy)]
+struct Marks {
+    /// Of its own header.
+    flags: u8,
+    /// The traffic class of the IP header before it.
+    class: u8,
+}
+
 /// What comes after reading: the batch, sealed and sent.
 struct Outlet<S> {
     sender: S,
     inbox: Inbox<EgressUpdate>,
-    /// Each datagram with the flags it is sealed with.
-    batch: Batch<u8>,
+    batch: Batch<Marks>,
+    dscp: Dscp,
     sends: SendBatch,
     levels: Arc<Levels>,
     traffic: Arc<Traffic>,
@@ -54,6 +64,7 @@ struct Outlet<S> {
 impl<S: Seal> Egress<S> {
     pub(super) fn new(
         device: Arc<Device>,
+        dscp: Dscp,
         sender: S,
         handoff: Arc<Handoff<EgressUpdate>>,
         levels: Arc<Levels>,
@@ -64,6 +75,7 @@ impl<S: Seal> Egress<S> {
             sender,
             inbox: Inbox::new(handoff),
             batch: Batch::new(LAYOUT),
+            dscp,
             sends: SendBatch::new(BATCH),
             levels,
             traffic,
@@ -88,15 +100,17 @@ impl<S: Seal> Egress<S> {
                 self.staging[..NEAR].copy_from_slice(near);
             }
             let bytes = if in_place { &mut near[..frame.length] } else { &mut self.staging[..frame.length] };
-            match split::take(self.device.layer(), &frame.header, bytes, checksums, LAYOUT.frame) {
+            let layer = self.device.layer();
+            let class = self.outlet.dscp.outer(marks::class(layer, bytes));
+            match split::take(layer, &frame.header, bytes, checksums, LAYOUT.frame) {
                 Ok(Taken::Whole { partial }) => {
                     if !in_place {
                         room[..frame.length].copy_from_slice(&self.staging[..frame.length]);
                     }
-                    self.outlet.batch.push(frame.length, flags(partial));
+                    self.outlet.batch.push(frame.length, Marks { flags: flags(partial), class });
                 }
                 Ok(Taken::Run(plan)) => {
-                    if self.outlet.send_run(&plan, &self.staging[..frame.length]).is_break() {
+                    if self.outlet.send_run(&plan, class, &self.staging[..frame.length]).is_break() {
                         return Ok(ControlFlow::Break(()));
                     }
                 }
@@ -139,10 +153,10 @@ impl<S: Seal> Outlet<S> {
     }
 
     /// Cuts a super-packet into the batch and sends it, in as many goes as it takes.
-    fn send_run(&mut self, plan: &Plan, frame: &[u8]) -> ControlFlow<()> {
-        let mut next = 0;
+    fn send_run(&mut self, plan: &Plan, class: u8, frame: &[u8]) -> ControlFlow<()> {
+        let (mut next, marks) = (0, Marks { flags: flags(plan.is_partial()), class });
         while next < plan.count() {
-            next = plan.fill(next, frame, &mut self.batch, &flags(plan.is_partial()));
+            next = plan.fill(next, frame, &mut self.batch, &marks);
             self.flush()?;
         }
         ControlFlow::Continue(())
@@ -152,7 +166,7 @@ impl<S: Seal> Outlet<S> {
     fn flush(&mut self) -> ControlFlow<()> {
         self.take_updates()?;
         let sender = &mut self.sender;
-        self.batch.retain(|datagram, flags| sender.seal(*flags, datagram).is_ok());
+        self.batch.retain(|datagram, marks| sender.seal(marks.flags, datagram).is_ok());
         self.send();
         ControlFlow::Continue(())
     }
@@ -168,7 +182,7 @@ impl<S: Seal> Outlet<S> {
         ControlFlow::Continue(())
     }
 
-    /// Sends the sealed batch, neighbours of one size as one run, and empties it.
+    /// Sends the sealed batch, neighbours of one size and class as one run, and empties it.
     fn send(&mut self) {
         if self.batch.is_empty() {
             return;
@@ -176,7 +190,12 @@ impl<S: Seal> Outlet<S> {
         let path = self.sender.path();
         let report = match path.and_then(|path| Some((path, self.inbox.sockets.get(path.socket)?))) {
             Some((path, socket)) => {
-                let runs = self.batch.runs().map(|(bytes, size)| Run::new(bytes, size));
+                let own = self.dscp.own();
+                let runs = self.batch.runs(|marks| marks.class).map(|(bytes, size, class)| {
+                    let run = Run::new(bytes, size);
+                    // What the socket does by itself need not be said.
+                    if class == own { run } else { run.with_class(class) }
+                });
                 self.sends.send(socket, path.peer, path.local, runs)
             }
             None => SendReport { failed: self.batch.len(), ..SendReport::default() },

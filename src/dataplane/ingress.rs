@@ -6,6 +6,7 @@ use super::mailbox::Outbox;
 use super::sockets;
 use super::turns::{Turn, Turns};
 use super::{Open, Traffic};
+use crate::packet::marks;
 use crate::packet::merge::{Limits, Merger, Write};
 use crate::protocol::constants::{HEADER, TAG};
 use crate::protocol::levels::Levels;
@@ -147,7 +148,11 @@ impl<O: Open> Ingress<O> {
                     Received::Frame { flags } => {
                         by_peer = true;
                         let partial = flags & data_flags::PARTIAL_CHECKSUM != 0;
-                        if self.merger.push(&self.buffer, plaintext(range), partial).is_err() {
+                        let frame = plaintext(range);
+                        let layer = self.device.layer();
+                        if marks::take_out(message.class, layer, &mut self.buffer[frame.clone()]).is_err() {
+                            self.levels.drops.congested.bump();
+                        } else if self.merger.push(&self.buffer, frame, partial).is_err() {
                             self.levels.drops.malformed.bump();
                         }
                     }

@@ -29,6 +29,7 @@ pub use mailbox::{Loop, Mailbox, Message};
 pub use sockets::MAX as MAX_SOCKETS;
 
 use crate::packet::Layout;
+use crate::packet::marks::Dscp;
 use crate::protocol::levels::{Counter, Levels};
 use crate::protocol::{EgressUpdate, IngressUpdate, Path, SocketId, constants};
 use crate::sys::offloads::Offloads;
@@ -108,16 +109,17 @@ impl Dataplane {
         receiver: impl Open,
         levels: Arc<Levels>,
     ) -> io::Result<(Dataplane, Mailbox)> {
-        Dataplane::start_with(device, socket, sender, receiver, levels, |_| {})
+        Dataplane::start_with(device, socket, Dscp::None, sender, receiver, levels, |_| {})
     }
 
-    /// As [`start`](Self::start); each loop's thread calls `begin` before it touches a packet.
+    /// As [`start`](Self::start); user data leaves with `dscp`, and each loop's thread calls `begin` before it touches a packet.
     ///
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_with(
         device: Device,
         socket: UdpSocket,
+        dscp: Dscp,
         sender: impl Seal,
         receiver: impl Open,
         levels: Arc<Levels>,
@@ -137,6 +139,7 @@ impl Dataplane {
         };
         let egress = egress::Egress::new(
             device.clone(),
+            dscp,
             sender,
             dataplane.egress.clone(),
             levels.clone(),

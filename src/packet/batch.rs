@@ -105,15 +105,19 @@ impl<M> Batch<M> {
         (self.entries.iter()).map(|entry| (&self.bytes[entry.range.clone()], &entry.meta))
     }
 
-    /// The bytes of neighbouring datagrams of one size, and that size; the last of a run may be shorter.
-    pub fn runs(&self) -> impl Iterator<Item = (&[u8], usize)> + Clone {
+    /// The bytes of neighbouring datagrams of one size that have the same `kind`, that size, and that kind; the last of a run may
+    /// be shorter.
+    pub fn runs<K: PartialEq>(
+        &self,
+        kind: impl Fn(&M) -> K + Clone,
+    ) -> impl Iterator<Item = (&[u8], usize, K)> + Clone {
         let mut rest = &self.entries[..];
         std::iter::from_fn(move || {
             let (first, more) = rest.split_first()?;
-            let (size, mut end) = (first.range.len(), first.range.end);
+            let (size, mut end, of) = (first.range.len(), first.range.end, kind(&first.meta));
             let mut count = 0;
             for entry in more {
-                if entry.range.start != end || entry.range.len() > size {
+                if entry.range.start != end || entry.range.len() > size || kind(&entry.meta) != of {
                     break;
                 }
                 (end, count) = (entry.range.end, count + 1);
@@ -122,7 +126,7 @@ impl<M> Batch<M> {
                 }
             }
             rest = &more[count..];
-            Some((&self.bytes[first.range.start..end], size))
+            Some((&self.bytes[first.range.start..end], size, of))
         })
     }
 
@@ -205,14 +209,26 @@ mod tests {
         for (byte, length) in [7, 7, 3, 3, 9, 2, 2, 2, 2].into_iter().enumerate() {
             fill_room(&mut batch, length, byte as u8);
         }
-        let sizes = |batch: &Batch<u8>| batch.runs().map(|(bytes, size)| (bytes.len(), size)).collect::<Vec<_>>();
+        let sizes =
+            |batch: &Batch<u8>| batch.runs(|_| ()).map(|(bytes, size, ())| (bytes.len(), size)).collect::<Vec<_>>();
         // Seven and seven and, last of that run, three; and so on: header and tag are five.
         assert_eq!(sizes(&batch), [(12 + 12 + 8, 12), (8, 8), (14 + 7, 14), (7 * 3, 7)]);
         // What was forgotten leaves a gap, and ends a run.
         batch.retain(|_, byte| *byte != 1 && *byte != 7);
         assert_eq!(sizes(&batch), [(12, 12), (8 + 8, 8), (14 + 7, 14), (7, 7), (7, 7)]);
-        let all: usize = batch.runs().map(|(bytes, _)| bytes.len()).sum();
+        let all: usize = batch.runs(|_| ()).map(|(bytes, ..)| bytes.len()).sum();
         assert_eq!(all, batch.iter().map(|(bytes, _)| bytes.len()).sum::<usize>());
+    }
+
+    #[test]
+    fn a_run_is_of_one_kind() {
+        let mut batch = Batch::new(LAYOUT);
+        for byte in [2, 4, 5, 7] {
+            fill_room(&mut batch, 10, byte);
+        }
+        let odd = |byte: &u8| byte % 2 == 1;
+        let runs: Vec<_> = batch.runs(odd).map(|(bytes, size, odd)| (bytes.len(), size, odd)).collect();
+        assert_eq!(runs, [(30, 15, false), (30, 15, true)]);
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Drops {
     pub no_session: Counter,
     /// User frames that did not fit one datagram.
     pub too_big: Counter,
+    /// User frames that met congestion on the way, and whose sender knows of no other mark than loss (RFC 6040).
+    pub congested: Counter,
 }
 
 /// The levels of a whole link.

@@ -19,6 +19,7 @@ pub mod pulse;
 pub mod relay;
 pub mod router;
 pub mod udp;
+pub mod way;
 pub mod yard;
 
 // The instruments the demo measures with.

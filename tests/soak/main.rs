@@ -33,7 +33,7 @@ const LONG: Duration = Duration::from_secs(120);
 /// In seconds; by default it is 120. So each fault has a good chance to meet a rekey.
 const REKEY: &str = "10";
 const TICK: Duration = Duration::from_millis(50);
-const REASONS: [&str; 5] = ["replayed", "unauthentic", "malformed", "no_session", "too_big"];
+const REASONS: [&str; 6] = ["replayed", "unauthentic", "malformed", "no_session", "too_big", "congested"];
 
 scenario!(a_pair_survives_one_fault_after_another, length().as_secs() * 2 + 120, {
     let seed =

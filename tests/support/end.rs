@@ -175,7 +175,10 @@ impl End {
         let Some(process) = &self.process else { return 0 };
         let levels = process.link.levels();
         let d = &levels.drops;
-        [&d.replayed, &d.unauthentic, &d.malformed, &d.no_session, &d.too_big].iter().map(|c| c.get()).sum()
+        [&d.replayed, &d.unauthentic, &d.malformed, &d.no_session, &d.too_big, &d.congested]
+            .iter()
+            .map(|c| c.get())
+            .sum()
     }
 
     /// How often its processes said something like this.
