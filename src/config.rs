@@ -25,6 +25,9 @@ use crate::packet::marks::Dscp;
 pub use report::Problem;
 use report::{Report, Source};
 
+/// The mark on the link's own datagrams where they need one and config names none.
+pub const DEFAULT_MARK: u32 = 0x7311;
+
 /// Largest config file that is read, in bytes.
 const MAX_BYTES: u64 = 256 * 1024;
 
@@ -120,6 +123,10 @@ pub struct LocalConfig {
     pub private_key_file: PathBuf,
     /// Address the UDP socket is bound to. `None`: any address, any port.
     pub listen: Option<SocketAddr>,
+    /// The interface that the link's own datagrams leave and come by. `None`: any.
+    pub bind: Option<String>,
+    /// The mark on the link's own datagrams, not 0. `None`: none, or [`DEFAULT_MARK`] where a default route goes into the link.
+    pub fwmark: Option<u32>,
     /// DSCP of the datagrams that carry the link.
     pub dscp: Dscp,
     /// The user the link runs as once it is set up; it is not looked for yet. `None`: who started it.
@@ -242,6 +249,13 @@ impl Config {
         Self::from_text(path, &text)
     }
 
+    /// The mark on the link's own datagrams. Where everything else goes into the link it is what keeps them out.
+    #[must_use]
+    pub fn mark(&self) -> Option<u32> {
+        let default = self.link.routes.iter().any(|route| route.prefix_len() == 0);
+        self.local.fwmark.or(default.then_some(DEFAULT_MARK))
+    }
+
     /// What the two say differently beyond their keys, as `[section] key`.
     #[must_use]
     pub fn differences(&self, other: &Config) -> Vec<&'static str> {
@@ -257,6 +271,8 @@ impl Config {
             (link.routes_follow == theirs.routes_follow, "[link] routes_follow"),
             (link.carrier == theirs.carrier, "[link] carrier"),
             (self.local.listen == other.local.listen, "[local] listen"),
+            (self.local.bind == other.local.bind, "[local] bind"),
+            (self.local.fwmark == other.local.fwmark, "[local] fwmark"),
             (self.local.dscp == other.local.dscp, "[local] dscp"),
             (self.local.user == other.local.user, "[local] user"),
             (self.peer.endpoint == other.peer.endpoint, "[peer] endpoint"),

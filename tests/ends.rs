@@ -7,14 +7,20 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::lab::{Lab, PORT, transfer, wait_for_bytes};
-use common::nft;
+use common::dns::{NameServer, ask_only};
+use common::lab::{End, Lab, PATIENCE, PORT, Site, transfer, wait_for_bytes};
 use common::pulse::Pulse;
+use common::router::{Router, SPARE};
+use common::{children, nft, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const MB: u64 = 1_000_000;
 /// What a busy machine may add.
@@ -103,7 +109,7 @@ scenario!(either_end_gets_another_address, 60, {
         let gaps = pulse.during(&format!("{}: {from} → {to}", site.name), || router.readdress(site, from, to));
         assert!(gaps.iter().all(|gap| *gap < MOVE + SLACK), "{gaps:?}");
     }
-    let endpoint = |end: &common::lab::End<'_>| end.status()["peer"]["endpoint"].as_str().unwrap().to_owned();
+    let endpoint = |end: &End<'_>| end.status()["peer"]["endpoint"].as_str().unwrap().to_owned();
     assert_eq!(endpoint(&left), SocketAddr::new(new_right, PORT).to_string());
     assert_eq!(endpoint(&right), SocketAddr::new(old_left, PORT).to_string());
     assert_eq!([&left, &right].map(|end| end.status()["since"].clone()), since, "it was down meanwhile");
@@ -128,5 +134,303 @@ scenario!(
         assert!(gaps.iter().all(|gap| *gap < SILENCE + KNOCK + SLACK), "{gaps:?}");
         left.wait_for_state("up");
         right.wait_for_state("up");
+    }
+);
+
+const NAME: &str = "hq.test";
+
+/// Two sites of which the right one knows the left by its name alone, and the name server it asks. The files last as long as they are
+/// held.
+fn by_name() -> (Lab, Router, NameServer, [tempfile::NamedTempFile; 3]) {
+    let (mut lab, router) = Lab::over_router();
+    let gateway = Router::gateway(&lab.right)[0];
+    let server = NameServer::at(&router.network, gateway);
+    (lab.left.endpoint, lab.right.named) = (None, Some(NAME));
+    (lab, router, server, ask_only(gateway))
+}
+
+scenario!(
+    /// The name has addresses of both families, and a link comes up by either; the dead ones cost nothing.
+    addresses_of_both_families_are_tried,
+    60,
+    {
+        let (lab, _router, server, _files) = by_name();
+        let dead = [ip("2001:db8:0:f::1"), ip("203.0.113.1")];
+        for (n, family) in ["IPv4", "IPv6"].into_iter().enumerate() {
+            let begun = Instant::now();
+            server.says(NAME, &[lab.left.outer[n], dead[1 - n]]);
+            let left = lab.left.start();
+            wait_until("left listening", PATIENCE, || left.answers());
+            let started = Instant::now();
+            let right = lab.right.start();
+            lab.right.ping(lab.left.inner[0]);
+            let took = started.elapsed();
+            println!("{family} alone works: up after {:.0} ms", took.as_secs_f64() * 1e3);
+            assert!(took < KNOCK + SLACK, "{took:?}");
+            let asked = server.asked(begun);
+            assert!(asked.iter().all(|asked| *asked > 0), "{asked:?}");
+            let endpoint = SocketAddr::new(lab.left.outer[n], PORT).to_string();
+            assert_eq!(right.status()["peer"]["endpoint"], endpoint);
+            left.kill_9();
+            right.kill_9();
+        }
+    }
+);
+
+scenario!(
+    /// Both ends get another address at once, so that neither hears the other: the name alone leads back.
+    a_name_moves_in_mid_life,
+    90,
+    {
+        let (lab, router, server, _files) = by_name();
+        server.says(NAME, &[lab.left.outer[0]]);
+        let (left, right) = lab.up();
+        let pulse = Pulse::of(&lab);
+        // Answers are not asked for within five seconds of each other.
+        thread::sleep(Duration::from_secs(5));
+        let (first, second) = (lab.left.outer[0], ip("192.0.2.77"));
+        let gaps = pulse.during("the name moves with the end", || {
+            server.says(NAME, &[second]);
+            router.readdress(&lab.left, first, second);
+            router.readdress(&lab.right, lab.right.outer[0], ip("198.51.100.88"));
+        });
+        assert!(gaps.iter().all(|gap| *gap < SILENCE + KNOCK + SLACK), "{gaps:?}");
+        // The name server says so only later, and is out of reach in between: asked every five seconds, after failures too.
+        let mut moved = Instant::now();
+        let gaps = pulse.during("the name follows ten seconds later", || {
+            server.is_silent(true);
+            router.readdress(&lab.left, second, first);
+            router.readdress(&lab.right, ip("198.51.100.88"), lab.right.outer[0]);
+            left.wait_for_state("down");
+            thread::sleep(Duration::from_secs(7));
+            server.is_silent(false);
+            server.says(NAME, &[first]);
+            moved = Instant::now();
+            wait_until("the link coming back", PATIENCE, || right.status()["state"] == "up");
+            println!("back {:.0} ms after the name had moved", moved.elapsed().as_secs_f64() * 1e3);
+            assert!(moved.elapsed() < Duration::from_secs(8), "{:?}", moved.elapsed());
+        });
+        println!("{gaps:?}");
+        left.wait_for_state("up");
+    }
+);
+
+scenario!(
+    /// A name server that lies is asked while the line is Up, because nothing came for a moment: nothing moves.
+    a_wrong_answer_changes_nothing_while_up,
+    60,
+    {
+        if !nft::is_there() {
+            return;
+        }
+        let (lab, router, server, _files) = by_name();
+        server.says(NAME, &[lab.left.outer[0]]);
+        let (_left, right) = lab.up();
+        let pulse = Pulse::of(&lab);
+        thread::sleep(Duration::from_secs(5));
+        let before = right.status();
+        for addresses in [&[ip("198.51.100.66"), ip("127.0.0.1"), ip("0.0.0.0"), ip("::1"), ip("255.255.255.255")][..], &[]] {
+            server.says(NAME, addresses);
+            let since = Instant::now();
+            pulse.during(&format!("a silence, and then {addresses:?}"), || {
+                nft::load(&router.network, "table inet cut { chain each { type filter hook forward priority 1; policy drop; }; }");
+                wait_until("the name server being asked", PATIENCE, || server.asked(since)[0] > 0);
+                nft::load(&router.network, "delete table inet cut");
+            });
+            let after = right.status();
+            assert_eq!((&after["state"], &after["peer"]), (&before["state"], &before["peer"]));
+            thread::sleep(Duration::from_secs(5));
+        }
+    }
+);
+
+scenario!(
+    /// The process that looks names up is killed, as the kernel does where memory runs out: the next is there when it is needed.
+    a_helper_that_dies_is_replaced,
+    60,
+    {
+        let (lab, router, server, _files) = by_name();
+        server.says(NAME, &[lab.left.outer[0]]);
+        let (_left, right) = lab.up();
+        let pulse = Pulse::of(&lab);
+        thread::sleep(Duration::from_secs(5));
+        let helper = children(right.id())[0];
+        let worker = || children(helper).first().copied();
+        let second = ip("192.0.2.77");
+        let dead = worker().unwrap();
+        kill(Pid::from_raw(dead as i32), Signal::SIGKILL).unwrap();
+        wait_until("another", PATIENCE, || worker().is_some_and(|id| id != dead));
+        let gaps = pulse.during("the name moves after the helper died", || {
+            server.says(NAME, &[second]);
+            router.readdress(&lab.left, lab.left.outer[0], second);
+            router.readdress(&lab.right, lab.right.outer[0], ip("198.51.100.88"));
+        });
+        assert!(gaps.iter().all(|gap| *gap < SILENCE + KNOCK + SLACK), "{gaps:?}");
+        // In the middle of a question, too.
+        let since = Instant::now();
+        let dead = worker().unwrap();
+        pulse.during("the helper dies while it looks", || {
+            thread::sleep(Duration::from_secs(5));
+            server.is_silent(true);
+            router.readdress(&lab.left, second, lab.left.outer[0]);
+            router.readdress(&lab.right, ip("198.51.100.88"), lab.right.outer[0]);
+            let asked = Instant::now();
+            wait_until("a question", PATIENCE, || server.asked(asked)[0] > 0);
+            kill(Pid::from_raw(dead as i32), Signal::SIGKILL).unwrap();
+            server.says(NAME, &[lab.left.outer[0]]);
+            server.is_silent(false);
+        });
+        let gap = pulse.gaps(since);
+        assert!(gap.iter().all(|gap| *gap < SILENCE + KNOCK + 2 * SLACK), "{gap:?}");
+    }
+);
+
+/// Counts what leaves a site for the link's port: with the mark and without, by the uplink and by the link itself, and all else that leaves
+/// by the uplink but for what is between neighbours.
+fn count_what_leaves(site: &Site) {
+    let rules = "table inet seen {
+        counter marked {}
+        counter plain {}
+        counter inside {}
+        counter leaked {}
+        chain out { type filter hook output priority 0;
+            udp dport 7311 meta mark 0x7311 counter name marked
+            udp dport 7311 meta mark != 0x7311 counter name plain
+            udp dport 7311 oifname \"tl-*\" counter name inside
+            oifname \"right\" tcp dport > 0 counter name leaked
+            oifname \"right\" icmp type echo-request counter name leaked
+            oifname \"right\" icmpv6 type echo-request counter name leaked
+        }
+    }";
+    nft::load(&site.network, rules);
+}
+
+scenario!(
+    /// The routing table sends what is for the peer by another interface; and an end whose peer does not answer opens another port.
+    sockets_are_bound_and_marked_also_later_ones,
+    150,
+    {
+        if !nft::is_there() {
+            return;
+        }
+        let (mut lab, router) = Lab::over_router();
+        router.plug_in_spare(&lab.right, lab.left.outer[0]);
+        (lab.left.endpoint, lab.right.listen) = (None, None);
+        // Only so the link's own process keeps no right for anything else.
+        lab.right.link = "mtu = 1400\nroutes_follow = false\n".into();
+        let endpoint = |left: &End<'_>| {
+            let text = left.status()["peer"]["endpoint"].as_str().unwrap().to_owned();
+            text.parse::<SocketAddr>().unwrap()
+        };
+        let (left, right) = lab.up();
+        assert_eq!(endpoint(&left).ip(), ip(SPARE[0]), "as the routing table says");
+        left.kill_9();
+        right.kill_9();
+
+        lab.right.local = "bind = \"right\"\nfwmark = 0x7311\n".into();
+        count_what_leaves(&lab.right);
+        let right = lab.right.start();
+        let local = || -> BTreeSet<String> {
+            let sockets = fs::read_to_string(format!("/proc/{}/net/udp6", right.id())).unwrap();
+            sockets.lines().skip(1).map(|line| line.split_whitespace().nth(1).unwrap().to_owned()).collect()
+        };
+        wait_until("a UDP port", PATIENCE, || !local().is_empty());
+        let first = local();
+        wait_until("another UDP port", Duration::from_secs(90), || local().difference(&first).count() > 0);
+        let left = lab.left.start();
+        lab.right.ping(lab.left.inner[0]);
+        left.wait_for_state("up");
+        let peer = endpoint(&left);
+        assert_eq!(peer.ip(), lab.right.outer[0], "not bound to the interface");
+        assert!(!first.iter().any(|address| address.ends_with(&format!(":{:04X}", peer.port()))), "by the first port");
+        transfer(&lab.left, &lab.right, lab.right.inner[0], 20 * MB, |_| {});
+        let counted = |name| nft::counted(&lab.right.network, name);
+        assert!(counted("marked") > 0);
+        assert_eq!(counted("plain"), 0, "without the mark");
+        assert_eq!(right.status()["sandbox"]["capabilities"], serde_json::json!(["net_admin"]));
+        drop(right);
+
+        lab.right.local = "bind = \"nothing0\"\n".into();
+        let mut right = lab.right.start();
+        wait_until("giving up", PATIENCE, || right.has_ended());
+        right.wait_for_log(&["no interface nothing0", "[local] bind"], PATIENCE);
+        assert!(!lab.right.interfaces().contains(&"tl-right".to_owned()));
+    }
+);
+
+scenario!(
+    /// Everything goes into the link but its own datagrams, wherever the peer is; and nothing of it is left.
+    the_default_route_goes_into_the_link,
+    120,
+    {
+        if !nft::is_there() {
+            return;
+        }
+        let (mut lab, router) = Lab::over_router();
+        lab.right.link = "routes = [\"0.0.0.0/0\", \"::/0\"]\n".into();
+        let far = [ip("203.0.113.50"), ip("2001:db8:0:f::50")];
+        lab.left.netlink(async |netlink| {
+            let lo = netlink.index("lo").await.unwrap();
+            netlink.add_address(lo, far[0], 32).await.unwrap();
+            netlink.add_address(lo, far[1], 128).await.unwrap();
+        });
+        // Of IPv6 each table ever used has an entry of the kernel's own for what has no route.
+        let routes = || lab.right.routes().into_iter().collect::<BTreeSet<_>>();
+        let (rules, before) = (lab.right.rules(), routes());
+        assert_eq!(lab.right.ping_within(far[0], Duration::from_millis(300)), None, "reached without the link");
+        count_what_leaves(&lab.right);
+        let counted = |name| nft::counted(&lab.right.network, name);
+        let check = |right: &End<'_>| {
+            right.wait_for_state("up");
+            let before = counted("leaked");
+            for address in far {
+                lab.right.ping(address);
+                lab.right.ping_all(address);
+                transfer(&lab.right, &lab.left, address, 20 * MB, |_| {});
+            }
+            assert_eq!(counted("leaked"), before, "what is for the link left beside it");
+            assert_eq!((counted("plain"), counted("inside")), (0, 0), "its own datagrams went into the link");
+            // By way of the uplink, whose routes the mark sees.
+            assert_eq!(right.status()["path"]["mtu"], 1440);
+            // What the machine has a route of its own for stays.
+            lab.right.ping(Router::gateway(&lab.right)[0]);
+        };
+        let (left, right) = lab.up();
+        check(&right);
+        assert_eq!(lab.right.rules().len(), rules.len() + 4);
+
+        // Either end moves.
+        let pulse = Pulse::of(&lab);
+        for (site, to) in [(&lab.left, "192.0.2.77"), (&lab.right, "198.51.100.88")] {
+            let gaps = pulse.during(&format!("{} moves", site.name), || router.readdress(site, site.outer[0], ip(to)));
+            assert!(gaps.iter().all(|gap| *gap < MOVE + SLACK), "{gaps:?}");
+        }
+        router.readdress(&lab.left, ip("192.0.2.77"), lab.left.outer[0]);
+        pulse.settle();
+        router.readdress(&lab.right, ip("198.51.100.88"), lab.right.outer[0]);
+        pulse.settle();
+        drop(pulse);
+        check(&right);
+
+        right.kill_9();
+        assert_eq!(routes(), before, "routes go with the interface");
+        lab.right.ping(lab.left.outer[0]);
+        let right = lab.right.start();
+        lab.right.ping(lab.left.inner[0]);
+        check(&right);
+        assert_eq!(lab.right.rules().len(), rules.len() + 4, "rules twice");
+        assert!(right.terminate().success());
+        assert_eq!((lab.right.rules(), routes()), (rules.clone(), before), "something is left");
+
+        // Nor when it cannot start: here the table is another's.
+        lab.right.netlink(async |netlink| {
+            let other = netlink.clone().seen_by(Some(0x7311), None);
+            other.add_route(netlink.index("right").await.unwrap(), ip("::"), 0, None).await.unwrap();
+        });
+        let mut right = lab.right.start();
+        wait_until("giving up", PATIENCE, || right.has_ended());
+        right.wait_for_log(&["routing table 29457", "[local] fwmark"], PATIENCE);
+        assert_eq!(lab.right.rules(), rules);
+        drop(left);
     }
 );

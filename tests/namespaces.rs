@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use common::lab::{End, Lab, PATIENCE, PORT, Site, transfer, wait_for_bytes};
 use common::udp::RawUdp;
-use common::{output_within, wait_until};
+use common::{children, output_within, wait_until};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -670,12 +670,6 @@ fn assert_nothing_left(folder: &Path) {
 
 fn entries(folder: &Path) -> usize {
     fs::read_dir(folder).unwrap().count()
-}
-
-/// Ids of the processes a process has started.
-fn children(id: u32) -> Vec<u32> {
-    let list = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
-    list.split_whitespace().map(|id| id.parse().unwrap()).collect()
 }
 
 /// Straight from the shell, in no namespace of the harness's: as root it must change nothing of the machine's, as anyone else it

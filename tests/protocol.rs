@@ -53,6 +53,34 @@ fn init_replay_old_noise_under_fresh_token() {
 }
 
 #[test]
+fn an_attempt_takes_up_an_address_that_is_resolved_meanwhile() {
+    let mut world = a_opens();
+    world.kill(A);
+    world.log = Some(Vec::new());
+    let right = std::mem::replace(&mut world.ends[A].addresses, vec![stranger()]);
+    let name = |world: &mut World, addresses: &[SocketAddr]| {
+        let time = world.ends[A].time(world.now);
+        let process = world.ends[A].process();
+        process.watch.named(addresses);
+        process.link.handle_addresses(time, addresses);
+        world.carry_out_these(A, Vec::new());
+    };
+    world.start(A);
+    world.run(ms(1_000));
+    let knocks = |world: &World, to| world.logged(A, Kind::Knock).iter().filter(|f| f.to == to).count();
+    assert_eq!((knocks(&world, stranger()), knocks(&world, right[0])), (3, 0), "at 0, 0.3 and 0.9 s");
+    name(&mut world, &right);
+    world.run(ms(200));
+    assert_eq!((knocks(&world, stranger()), knocks(&world, right[0])), (3, 1));
+    assert!(world.together(), "it waits for its next attempt");
+    // What is resolved later changes nothing.
+    name(&mut world, &[stranger()]);
+    world.run(secs(2));
+    assert_eq!(knocks(&world, stranger()), 3);
+    carries(&mut world);
+}
+
+#[test]
 fn init_from_before_responder_reboot() {
     let mut world = a_opens();
     world.decide(|flight| if flight.kind() == Some(Kind::Init) { Fate::Drop } else { Fate::Pass });

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use common::dns::own_files;
 use common::lab::{End, Lab, PATIENCE, Site, transfer};
-use common::{output_within, wait_until};
+use common::{children, output_within, wait_until};
 use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::unistd::{Pid, execv, geteuid};
@@ -354,12 +354,6 @@ scenario!(a_name_is_looked_up_by_a_helper_that_ends_with_the_link, 60, {
         assert!(!fs::exists(format!("/proc/{id}")).unwrap(), "a helper outlives a link that ended");
     }
 });
-
-/// Ids of the processes a process has started.
-fn children(id: u32) -> Vec<u32> {
-    let list = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-    list.split_whitespace().map(|id| id.parse().unwrap()).collect()
-}
 
 scenario!(a_link_runs_as_another_user, 60, {
     if !may_become_nobody() {

@@ -29,7 +29,7 @@ pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, 
     let mut checker = Checker { source, warnings: Vec::new(), published: false };
     checker.nothing_unsupported(&file)?;
     let link = checker.link(&file)?;
-    let local = checker.local(&file)?;
+    let local = checker.local(&file, &link)?;
     let peer = checker.peer(&file)?;
     checker.ends_differ(&file, &local, &peer)?;
     checker.ends_can_meet(&file, &local, &peer)?;
@@ -98,11 +98,6 @@ impl Checker<'_> {
                 && *duplicate.get_ref()
             {
                 return not_yet(duplicate.span(), &"`duplicate = true`");
-            }
-        }
-        if let Some(local) = file.local.as_ref().map(Spanned::get_ref) {
-            if let Some(mark) = &local.fwmark {
-                return not_yet(mark.span(), &"`fwmark`");
             }
         }
         if let Some(path) = file.path.first() {
@@ -217,7 +212,7 @@ impl Checker<'_> {
         Ok(routes)
     }
 
-    fn local(&mut self, file: &schema::File) -> Result<LocalConfig, Report> {
+    fn local(&mut self, file: &schema::File, link: &LinkConfig) -> Result<LocalConfig, Report> {
         let section = file.local.as_ref();
         let help = "write `private_key = \"FILE\"` in [local]; `tieline keygen --out FILE` makes the file";
         let local = section.map(Spanned::get_ref);
@@ -235,7 +230,41 @@ impl Checker<'_> {
         };
         let user = local.and_then(|local| local.user.as_ref());
         let user = user.map(|text| self.parsed(text, parse::user)).transpose()?;
-        Ok(LocalConfig { private_key, private_key_file, listen, dscp, user })
+        let bind = local.and_then(|local| local.bind.as_ref());
+        let bind = bind.map(|text| self.bind(text, link)).transpose()?;
+        let fwmark = match local.and_then(|local| local.fwmark.as_ref()) {
+            Some(mark) if *mark.get_ref() == 0 => {
+                return self.fail(
+                    mark.span(),
+                    "0 is what packets without a mark have",
+                    "take another number, or take it out",
+                );
+            }
+            mark => mark.map(|mark| *mark.get_ref()),
+        };
+        Ok(LocalConfig { private_key, private_key_file, listen, bind, fwmark, dscp, user })
+    }
+
+    /// The interface that the link's own datagrams leave by; not the link's.
+    fn bind(&self, text: &Spanned<String>, link: &LinkConfig) -> Result<String, Report> {
+        let name = text.get_ref();
+        if let Ok(ip) = name.parse::<IpAddr>() {
+            let listen = SocketAddr::new(ip, 7311);
+            return self.fail(
+                text.span(),
+                format!("`{name}` is an address; here the name of an interface belongs"),
+                format!("an address goes into `listen`, as in \"{listen}\", with port 0 for any"),
+            );
+        }
+        let name = self.parsed(text, parse::interface)?;
+        if name == link.interface {
+            return self.fail(
+                text.span(),
+                format!("`{name}` is the link's own interface: its own datagrams would go into the link"),
+                "name the interface by which the peer is reached, such as \"eth0\"",
+            );
+        }
+        Ok(name)
     }
 
     fn peer(&mut self, file: &schema::File) -> Result<PeerConfig, Report> {
@@ -412,8 +441,10 @@ impl Checker<'_> {
         let Some(ip) = peer.endpoint.as_ref().and_then(ip_of) else {
             return;
         };
+        // A default route is not for them: see `control/policy`.
+        let routes = link.routes.iter().copied().filter(|route| route.prefix_len() > 0);
         let own = link.addresses.iter().map(IpNet::trunc);
-        let Some(net) = link.routes.iter().copied().chain(own).find(|net| net.contains(&ip)) else {
+        let Some(net) = routes.chain(own).find(|net| net.contains(&ip)) else {
             return;
         };
         let span = file.peer.as_ref().and_then(|peer| peer.get_ref().endpoint.as_ref()).map(Spanned::span);

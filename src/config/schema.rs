@@ -42,6 +42,7 @@ pub(super) struct Link {
 pub(super) struct Local {
     pub private_key: Option<Spanned<String>>,
     pub listen: Option<Spanned<String>>,
+    pub bind: Option<Spanned<String>>,
     pub fwmark: Option<Spanned<u32>>,
     pub dscp: Option<Spanned<Value>>,
     pub user: Option<Spanned<String>>,

@@ -127,6 +127,8 @@ fn what_else_changed_beside_the_keys_is_named() {
         ("[local]", "routes_follow = false\n[local]", "[link] routes_follow"),
         ("[local]", "carrier = \"always\"\n[local]", "[link] carrier"),
         ("[local]", "[local]\nuser = \"nobody\"", "[local] user"),
+        ("[local]", "[local]\nbind = \"eth0\"", "[local] bind"),
+        ("[local]", "[local]\nfwmark = 1", "[local] fwmark"),
         ("[::]:7311", "[::]:7312", "[local] listen"),
         ("[peer]", "[peer]\nendpoint = \"203.0.113.7:7311\"", "[peer] endpoint"),
         ("[local]", "[crypto]\npost_quantum = false\n[local]", "[crypto] post_quantum"),
@@ -138,6 +140,17 @@ fn what_else_changed_beside_the_keys_is_named() {
         assert_eq!(base.differences(&good(old, new)), [what]);
     }
     assert!(base.differences(&good("[peer]", "[peer]\npreshared_key = \"hq-branch.psk\"")).is_empty());
+}
+
+#[test]
+fn a_default_route_brings_a_mark() {
+    let mark = |old, new| good(old, new).mark();
+    assert_eq!(mark("[local]", "[local]"), None);
+    assert_eq!(mark("192.168.20.0/24", "0.0.0.0/0"), Some(DEFAULT_MARK));
+    assert_eq!(mark("192.168.20.0/24", "::/0"), Some(DEFAULT_MARK));
+    assert_eq!(mark("[local]", "[local]\nfwmark = 0xFFFFFFFF"), Some(u32::MAX));
+    let both = BASE.replace("192.168.20.0/24", "::/0").replace("[local]", "[local]\nfwmark = 7");
+    assert_eq!(from_text(&both).unwrap().0.mark(), Some(7));
 }
 
 #[test]

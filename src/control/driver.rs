@@ -13,6 +13,7 @@ use super::story::Story;
 use super::{RunError, clock, keys};
 use crate::dataplane::{Dataplane, Mailbox, Message};
 use crate::keys::secret::leaving_no_trace;
+use crate::protocol::control::State;
 use crate::protocol::{Event, Input, Link, Output, Path, SocketId, Time, Transmit};
 use crate::sys::memory;
 use crate::sys::timer::Timer;
@@ -90,7 +91,7 @@ pub(super) struct DriverState {
     wall_clocks: [WallClock; 3],
     /// Where the peer is looked for.
     sought: Vec<SocketAddr>,
-    /// Nothing answers: the name may mean another address by now.
+    /// The peer is not heard: the name may mean another address by now.
     look_again: bool,
     /// It has been said that keys lie on pages that are not locked.
     unlocked: bool,
@@ -261,11 +262,12 @@ impl Driver {
         if let Some(line) = self.state.story.tell(now, &event, &self.link.status()) {
             line.log();
         }
+        self.state.look_again |=
+            matches!(event, Event::Quiet | Event::NoAnswer { .. } | Event::State { state: State::Down, .. });
         match event {
             Event::State { state, cause } => self.line.hear(now, state, cause),
             Event::WantSocket => self.open_port(now),
             Event::UsesSocket(id) => self.use_port(id),
-            Event::NoAnswer { .. } => self.state.look_again = true,
             _ => {}
         }
     }

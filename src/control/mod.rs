@@ -10,7 +10,8 @@
 //!
 //! [`run`] is a whole link: it makes the interface, opens the socket, starts the packet loops and drives the engine until
 //! it is told to stop; then it says goodbye and nothing is left. The driver carries out what the engine says, in
-//! its order, and never blocks. Around it: `resolver` finds the peer's addresses, `interface` keeps the MTU, [`status`]
+//! its order, and never blocks. Around it: `outside` keeps the link's own datagrams out of the link,
+//! `resolver` finds the peer's addresses, `interface` keeps the MTU, [`status`]
 //! answers who asks, `line` says whether the line counts as there, which `routes` and `hooks` go by, `reload` reads changed keys, `story` finds the words for the log.
 //!
 //! To embed a link in another program, give [`run_until`] a config and the moment to stop:
@@ -34,6 +35,7 @@ mod hooks;
 mod interface;
 mod line;
 mod names;
+mod outside;
 mod ports;
 mod reload;
 mod resolver;
@@ -57,12 +59,13 @@ use crate::sys::netlink::{Netlink, NetlinkError};
 use crate::sys::offloads::{Offloads, TunOffloads};
 use crate::sys::timer::Timer;
 use crate::sys::tun::TunError;
-use crate::sys::udp::BindError;
+use crate::sys::udp::{BindError, Ties};
 use confine::{Closed, Confinement};
 use driver::{Driver, DriverState, Inlets};
 use hooks::Hooks;
 use interface::{Interface, MtuKeeper, Way};
 use line::Line;
+use outside::Outside;
 use ports::Ports;
 use reload::Reload;
 use resolver::{Families, Resolver};
@@ -235,14 +238,35 @@ async fn drive(
     if status::is_live(&socket_path) {
         return Err(RunError::AlreadyRunning { interface: name.clone(), socket: socket_path });
     }
+    let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
+    let out = match &config.local.bind {
+        Some(name) => Some(netlink.index(name).await.map_err(|_| BindError::NoSuchInterface(name.clone()))?),
+        None => None,
+    };
+    let netlink = netlink.seen_by(config.mark(), out);
+    let mut outside = Outside::begin(netlink.clone(), &config).await?;
+    let result = drive_with(netlink, config, options, hangups, stop, socket_path).await;
+    outside.end().await;
+    result
+}
+
+async fn drive_with(
+    netlink: Netlink,
+    config: Config,
+    options: Options,
+    hangups: Option<Signal>,
+    stop: impl Future<Output = ()>,
+    socket_path: PathBuf,
+) -> Result<(), RunError> {
+    let name = &config.link.interface;
     let mut confinement = Confinement::prepare(options.sandbox, &config.local)?;
     let lookup = confinement.lookup(config.peer.endpoint.as_ref())?;
     let (news, told) = watch::channel(None);
     let hooks = Hooks::start(&config, options.sandbox, told)
         .map_err(RunError::system("cannot start the helper that runs the hooks"))?;
-    let (ports, socket) = Ports::open_first(config.local.listen, options.offloads.udp, config.local.dscp.own())?;
+    let ties = Ties { interface: config.local.bind.clone(), mark: config.mark() };
+    let (ports, socket) = Ports::open_first(config.local.listen, ties, options.offloads.udp, config.local.dscp.own())?;
     let local = socket.local_addr().map_err(RunError::system("cannot read the socket's address"))?;
-    let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
     let interface = interface::create(&netlink, &config, options.offloads.tun).await?;
     let Interface { index, device, sets_carrier } = interface;
     let now = clock()?;
@@ -276,7 +300,7 @@ async fn drive(
         listener,
         hangups,
     };
-    let Closed { state: sandbox, reads } = confinement.close(&config.link)?;
+    let Closed { state: sandbox, reads } = confinement.close(&config)?;
     let identity = status::Identity {
         name: config.name.clone(),
         interface: name.clone(),

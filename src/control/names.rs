@@ -23,13 +23,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixStream, lookup_host};
-use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
@@ -37,6 +35,8 @@ use tracing::{debug, warn};
 const MAX_ANSWER: u64 = 16 << 10;
 /// An answer that takes longer is not waited for: the C library's own patience with servers that do not answer is mostly shorter.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A question that is at work for so long when the next one comes has taken its worker's life.
+const HUNG: Duration = Duration::from_secs(30);
 /// So long after a worker has died comes the next.
 const RESPITE: Duration = Duration::from_millis(200);
 
@@ -46,12 +46,12 @@ pub(super) enum Lookup {
     /// This process, on a thread that waits for it.
     Here,
     /// A helper.
-    Helper(Arc<Mutex<Helper>>),
+    Helper(Arc<tokio::sync::Mutex<Helper>>),
 }
 
 impl Lookup {
     pub(super) fn by(helper: Helper) -> Lookup {
-        Lookup::Helper(Arc::new(Mutex::new(helper)))
+        Lookup::Helper(Arc::new(tokio::sync::Mutex::new(helper)))
     }
 
     /// All addresses of `endpoint`, in the order in which the machine would try them.
@@ -91,11 +91,18 @@ impl Helper {
     }
 
     async fn ask(&mut self, endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
-        let answer = timeout(PATIENCE, self.answer(endpoint)).await;
+        let answer = async {
+            match self.answer(endpoint).await {
+                // Perhaps on an earlier question; and if not, that one may have been the unlucky one.
+                Err(error) if error.kind() == ErrorKind::Interrupted => self.answer(endpoint).await,
+                other => other,
+            }
+        };
+        let answer = timeout(PATIENCE, answer).await;
         read_answer(&answer.map_err(|_| io::Error::new(ErrorKind::TimedOut, "the name service does not answer"))??)
     }
 
-    /// What the helper says to a question, without its number.
+    /// What the helper says to a question, without its number; `Interrupted` if a worker has died.
     async fn answer(&mut self, endpoint: &Endpoint) -> io::Result<String> {
         self.number += 1;
         let question = format!("{} {} {}\n", self.number, endpoint.host, endpoint.port);
@@ -104,12 +111,12 @@ impl Helper {
         while asked {
             line.clear();
             asked = matches!((&mut self.stream).take(MAX_ANSWER).read_line(&mut line).await, Ok(1..));
-            if let Some((number, answer)) = line.split_once(' ')
-                && [0, self.number].iter().any(|expected| number == expected.to_string())
-            {
-                return Ok(answer.to_owned());
+            match line.split_once(' ') {
+                Some((number, answer)) if number == self.number.to_string() => return Ok(answer.to_owned()),
+                Some(("0", _)) => return Err(io::Error::new(ErrorKind::Interrupted, "the lookup failed; see the log")),
+                // An answer that was not waited for.
+                _ => {}
             }
-            // An answer that was not waited for.
         }
         let what = "the helper that looks names up has ended; start the link again";
         Err(io::Error::new(ErrorKind::BrokenPipe, what))
@@ -162,20 +169,21 @@ pub fn serve(user: &User) -> io::Result<()> {
             ended => warn!("looking names up failed, and begins anew: {ended:?}"),
         }
         thread::sleep(RESPITE);
-        say("0 ! looking it up failed; see the log")?;
+        say("0 !")?;
     }
 }
 
-/// What a worker does. It gives up where it is asked another question before it has an answer to the last: nobody waits for that any
-/// more, and a new worker may fare better.
+/// What a worker does. It gives up where it is asked something and has had no answer to an earlier question for long: nobody waits for
+/// that any more, and a new worker may fare better.
 fn work() -> io::Result<()> {
     let (ask, asked) = mpsc::channel::<String>();
-    let busy = Arc::new(AtomicBool::new(false));
-    let done = busy.clone();
+    let begun = Arc::new(Mutex::new(None::<Instant>));
+    let at_work = begun.clone();
     let answer_all = move || {
         for question in asked {
+            *at_work.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             let said = say(&answer(&question));
-            done.store(false, Ordering::Release);
+            *at_work.lock().unwrap_or_else(PoisonError::into_inner) = None;
             if said.is_err() {
                 return;
             }
@@ -184,7 +192,8 @@ fn work() -> io::Result<()> {
     // A name server that does not answer must not keep the worker alive when the link has ended.
     thread::Builder::new().name("tieline-lookup".into()).spawn(answer_all)?;
     for question in io::stdin().lock().lines() {
-        if busy.swap(true, Ordering::Acquire) || ask.send(question?).is_err() {
+        let hangs = begun.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() >= HUNG);
+        if hangs || ask.send(question?).is_err() {
             return Err(ErrorKind::BrokenPipe.into());
         }
     }

@@ -6,7 +6,7 @@
 use crate::dataplane::MAX_SOCKETS;
 use crate::protocol::SocketId;
 use crate::sys::offloads::UdpOffloads;
-use crate::sys::udp::{BindError, UdpSocket};
+use crate::sys::udp::{BindError, Ties, UdpSocket};
 use std::net::SocketAddr;
 use tracing::{info, warn};
 
@@ -14,6 +14,7 @@ const FIRST: SocketId = SocketId(0);
 
 pub(super) struct Ports {
     listen: Option<SocketAddr>,
+    ties: Ties,
     /// What is asked of each socket.
     wish: UdpOffloads,
     /// The traffic class of what is not user data.
@@ -25,18 +26,19 @@ impl Ports {
     /// Opens the first socket: where config says, else anywhere.
     pub(super) fn open_first(
         listen: Option<SocketAddr>,
+        ties: Ties,
         wish: UdpOffloads,
         class: u8,
     ) -> Result<(Ports, UdpSocket), BindError> {
-        let ports = Ports { listen, wish, class, open: vec![FIRST] };
+        let ports = Ports { listen, ties, wish, class, open: vec![FIRST] };
         let socket = ports.bind(listen)?;
         Ok((ports, socket))
     }
 
     fn bind(&self, address: Option<SocketAddr>) -> Result<UdpSocket, BindError> {
         let mut socket = match address {
-            Some(address) => UdpSocket::bind(address)?,
-            None => UdpSocket::bind_any()?,
+            Some(address) => UdpSocket::bind_tied(address, &self.ties)?,
+            None => UdpSocket::bind_any(&self.ties)?,
         };
         socket.set_offloads(self.wish);
         if let Err(error) = socket.set_class(self.class) {
@@ -93,21 +95,21 @@ mod tests {
 
     #[test]
     fn others_go_when_one_is_used_but_never_the_configured_one() {
-        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), UdpOffloads::ALL, 0).unwrap();
+        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL, 0).unwrap();
         assert_eq!(ports.next(None), (SocketId(1), None));
         assert_eq!(ports.next(None), (SocketId(2), None));
         assert_eq!(ports.take_needless(SocketId(2)), ids(&[1]));
         assert_eq!(ports.next(Some(SocketId(2))), (SocketId(1), None), "a freed number is used again");
         assert_eq!(ports.take_needless(SocketId(0)), ids(&[2, 1]));
 
-        let (mut ports, _socket) = Ports::open_first(None, UdpOffloads::ALL, 0).unwrap();
+        let (mut ports, _socket) = Ports::open_first(None, Ties::default(), UdpOffloads::ALL, 0).unwrap();
         ports.next(None);
         assert_eq!(ports.take_needless(SocketId(1)), ids(&[0]));
     }
 
     #[test]
     fn there_is_room_for_one_more_always() {
-        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), UdpOffloads::ALL, 0).unwrap();
+        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL, 0).unwrap();
         let used = ports.next(None).0;
         for _ in 0..1_000 {
             ports.next(Some(used));
@@ -118,7 +120,7 @@ mod tests {
 
     #[test]
     fn another_port_is_another_port() {
-        let (ports, first) = Ports::open_first(Some(LISTEN), UdpOffloads::ALL, 0).unwrap();
+        let (ports, first) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL, 0).unwrap();
         let second = ports.open_another().unwrap();
         let (first, second) = (first.local_addr().unwrap(), second.local_addr().unwrap());
         assert_eq!(first.ip(), second.ip());

@@ -1,4 +1,5 @@
-//! Where the peer is, as config and DNS say: names are looked up in the background, for ever.
+//! Where the peer is, as config and DNS say: names are looked up in the background, for ever: now and then, and when the peer is not
+//! heard.
 //!
 //! It only feeds the list of addresses that a cold open knocks at; DNS never touches a session. A lookup that fails
 //! leaves the last answer in force.
@@ -23,7 +24,7 @@ struct Pace {
     spacing: Duration,
     /// The first pause after a failure; it doubles …
     retry_min: Duration,
-    /// … up to this.
+    /// … up to this, or until somebody asks.
     retry_max: Duration,
 }
 
@@ -101,7 +102,7 @@ impl Resolver {
         }
     }
 
-    /// Nothing answers at the addresses given: they may be old.
+    /// The peer is not heard at the addresses given: they may be old.
     pub(super) fn look_again(&self) {
         self.again.notify_one();
     }
@@ -127,7 +128,7 @@ async fn keep_looking<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
     let mut retry = pace.retry_min;
     let mut complaint: Option<Instant> = None;
     loop {
-        match look().await {
+        let pause = match look().await {
             Ok(addresses) => {
                 retry = pace.retry_min;
                 if addresses != known {
@@ -137,20 +138,23 @@ async fn keep_looking<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
                         return; // nobody listens any more
                     }
                 }
-                sleep(pace.spacing).await;
-                tokio::select! {
-                    () = sleep(pace.refresh.saturating_sub(pace.spacing)) => {}
-                    () = again.notified() => {}
-                }
+                pace.refresh
             }
             Err(error) => {
                 if complaint.is_none_or(|at| at.elapsed() >= COMPLAIN) {
                     complaint = Some(Instant::now());
                     warn!("cannot look up {endpoint}: {error}; trying again");
                 }
-                sleep(retry).await;
+                let pause = retry;
                 retry = (retry * 2).min(pace.retry_max);
+                pause
             }
+        };
+        let least = pause.min(pace.spacing);
+        sleep(least).await;
+        tokio::select! {
+            () = sleep(pause - least) => {}
+            () = again.notified() => {}
         }
     }
 }
@@ -280,6 +284,23 @@ mod tests {
             () = keep_looking(endpoint, answers(&["192.0.2.1:1", "192.0.2.2:1"]), pace, tell, again.clone()) => {}
         }
         assert!((ms(20)..Duration::from_secs(60)).contains(&began.elapsed()));
+    }
+
+    #[tokio::test]
+    async fn who_asks_does_not_wait_for_the_end_of_a_long_pause() {
+        let ms = Duration::from_millis;
+        let long = Duration::from_secs(300);
+        let pace = Pace { refresh: long, spacing: ms(20), retry_min: long, retry_max: long };
+        let endpoint: Endpoint = "branch.example.net:1".parse().unwrap();
+        let (tell, mut found) = mpsc::channel(1);
+        let again = Arc::new(Notify::new());
+        again.notify_one();
+        tokio::select! {
+            heard = tokio::time::timeout(ms(10_000), found.recv()) => {
+                assert_eq!(heard.expect("no second look").unwrap(), addresses("192.0.2.1:1"));
+            }
+            () = keep_looking(endpoint, answers(&["", "192.0.2.1:1"]), pace, tell, again) => {}
+        }
     }
 
     #[tokio::test]

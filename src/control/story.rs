@@ -68,6 +68,7 @@ impl Story {
     pub(super) fn tell(&mut self, now: Time, event: &Event, status: &Status) -> Option<Line> {
         match event {
             Event::Connecting { addresses } => self.connecting(now, addresses),
+            Event::Quiet => Line::new(Level::DEBUG, "nothing comes: looking for the peer"),
             Event::NoAnswer { addresses, knocks, challenged } => self.no_answer(now, addresses, *knocks, *challenged),
             Event::State { state, cause } => self.state(now, *state, *cause, status),
             Event::Session { epoch, rekeyed: true, .. } => Line::new(Level::DEBUG, format!("rekeyed, epoch {epoch}")),

@@ -4,6 +4,8 @@
 //! done. It keeps no record of what it did: addresses and routes die with their interface, and a TUN dies with its file
 //! descriptor, so closing the device is the undo.
 
+mod rules;
+
 use std::fmt::{self, Display};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -29,6 +31,12 @@ impl NetlinkError {
     /// The kernel's answer, for callers that treat one of them differently (`NotFound`, `PermissionDenied`, …).
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
+    }
+
+    /// Something that is to be used is in use.
+    #[must_use]
+    pub fn taken(action: String) -> NetlinkError {
+        NetlinkError { action, source: io::Error::from_raw_os_error(Errno::EEXIST as i32) }
     }
 }
 
@@ -75,6 +83,12 @@ pub struct Route {
 #[derive(Debug, Clone)]
 pub struct Netlink {
     handle: Handle,
+    /// How [`Netlink::route_to`] looks at the tables: as a packet with this mark …
+    mark: Option<u32>,
+    /// … that can leave by this interface alone.
+    out: Option<u32>,
+    /// Where default routes go; `None` is the main table.
+    defaults: Option<u32>,
 }
 
 impl Netlink {
@@ -89,7 +103,14 @@ impl Netlink {
     pub fn open() -> io::Result<Self> {
         let (connection, handle, _unasked_for) = new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, mark: None, out: None, defaults: None })
+    }
+
+    /// The same, which looks for routes as a packet with this mark does that can leave by the interface `out` alone, and keeps
+    /// default routes in the table of the mark's number: the other half of [`Netlink::add_rules`].
+    #[must_use]
+    pub fn seen_by(self, mark: Option<u32>, out: Option<u32>) -> Self {
+        Self { mark, out, defaults: mark, ..self }
     }
 
     /// Index of the interface of this name.
@@ -224,7 +245,7 @@ impl Netlink {
         self.change(message, || format!("bringing interface {index} up")).await
     }
 
-    /// Sends a network into an interface, without a next hop, in the main table. `metric` is the route's priority, lower
+    /// Sends a network into an interface, without a next hop, in the main table unless [`Netlink::seen_by`] says otherwise. `metric` is the route's priority, lower
     /// wins; without one the kernel's default holds (0 for IPv4, 1024 for IPv6).
     ///
     /// # Errors
@@ -238,7 +259,7 @@ impl Netlink {
         metric: Option<u32>,
     ) -> Result<(), NetlinkError> {
         let action = || format!("adding route {network}/{prefix_len} to interface {index}");
-        let message = route_message(index, network, prefix_len, metric, action)?;
+        let message = route_message(index, network, prefix_len, metric, self.defaults, action)?;
         done(self.handle.route().add(message).execute().await, action)
     }
 
@@ -255,7 +276,7 @@ impl Netlink {
         metric: Option<u32>,
     ) -> Result<(), NetlinkError> {
         let action = || format!("removing route {network}/{prefix_len} from interface {index}");
-        let message = route_message(index, network, prefix_len, metric, action)?;
+        let message = route_message(index, network, prefix_len, metric, self.defaults, action)?;
         match done(self.handle.route().del(message).execute().await, action) {
             Err(error) if error.source.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
             result => result,
@@ -288,6 +309,8 @@ impl Netlink {
             .destination_prefix(peer, host)
             .map_err(|e| invalid(e, action))?
             .build();
+        query.attributes.extend(self.mark.map(RouteAttribute::Mark));
+        query.attributes.extend(self.out.map(RouteAttribute::Oif));
         query.header.flags |= RouteFlags::FibMatch;
         let found = self.handle.route().get(query).execute().try_next().await;
         let entry = one(found, action)?;
@@ -349,6 +372,7 @@ fn route_message(
     network: IpAddr,
     prefix_len: u8,
     metric: Option<u32>,
+    defaults: Option<u32>,
     action: impl Fn() -> String,
 ) -> Result<RouteMessage, NetlinkError> {
     let mut route = RouteMessageBuilder::<IpAddr>::new()
@@ -357,6 +381,9 @@ fn route_message(
         .output_interface(index);
     if let Some(metric) = metric {
         route = route.priority(metric);
+    }
+    if let Some(table) = defaults.filter(|_| prefix_len == 0) {
+        route = route.table_id(table);
     }
     Ok(route.build())
 }

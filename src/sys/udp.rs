@@ -6,9 +6,11 @@
 mod door;
 mod receive;
 mod send;
+mod ties;
 
 pub use receive::{Datagram, ReceiveBatch};
 pub use send::{Run, SendBatch, SendReport};
+pub use ties::Ties;
 
 use super::offloads::UdpOffloads;
 use libc::c_int;
@@ -60,6 +62,12 @@ pub enum BindError {
         "not allowed to bind {0}: ports this low need root or CAP_NET_BIND_SERVICE; set a higher one at [local] listen"
     )]
     NotPermitted(SocketAddr),
+    /// There is no such interface to bind to.
+    #[error("this machine has no interface {0}: set one it has at [local] bind, or take that line out")]
+    NoSuchInterface(String),
+    /// What config asks for beyond the address is refused.
+    #[error("cannot {0}: {2}; this needs root or {1}")]
+    NotTied(&'static str, &'static str, #[source] io::Error),
     /// The kernel runs without IPv6 (or IPv4).
     #[error("this kernel runs without the family of {0}: set an address of the other one at [local] listen")]
     NoFamily(SocketAddr),
@@ -76,6 +84,7 @@ pub struct UdpSocket {
     fd: OwnedFd,
     /// Where what is not from the peer comes, if that is told apart.
     door: Option<OwnedFd>,
+    ties: Ties,
     is_v6: bool,
     /// The most datagrams the kernel takes in one message, as far as is known.
     run_limit: AtomicUsize,
@@ -91,24 +100,32 @@ impl UdpSocket {
     /// # Errors
     /// As [`BindError`] says.
     pub fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        let open = || {
-            let fd = new_socket(address)?;
-            configure(&fd, address, RECEIVE_BUFFER)?;
-            socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
-            Ok(fd)
-        };
-        let fd = open().map_err(|error| bind_error(address, error))?;
+        Self::bind_tied(address, &Ties::default())
+    }
+
+    /// The same, tied.
+    ///
+    /// # Errors
+    /// As [`BindError`] says.
+    pub fn bind_tied(address: SocketAddr, ties: &Ties) -> Result<Self, BindError> {
+        let at = |error| bind_error(address, error);
+        let fd = new_socket(address).map_err(at)?;
+        configure(&fd, address, RECEIVE_BUFFER).map_err(at)?;
+        ties.apply(&fd)?;
+        socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).map_err(at)?;
         let (run_limit, gro) = (AtomicUsize::new(PLAIN), AtomicBool::new(false));
-        Ok(UdpSocket { fd, door: None, is_v6: address.is_ipv6(), run_limit, gro })
+        Ok(UdpSocket { fd, door: None, ties: ties.clone(), is_v6: address.is_ipv6(), run_limit, gro })
     }
 
     /// Opens a socket on any address and a port of the kernel's choice: both families, or IPv4 alone where IPv6 is off.
     ///
     /// # Errors
     /// As [`BindError`] says.
-    pub fn bind_any() -> Result<Self, BindError> {
-        match Self::bind((Ipv6Addr::UNSPECIFIED, 0).into()) {
-            Err(BindError::NoFamily(_) | BindError::NoSuchAddress(_)) => Self::bind((Ipv4Addr::UNSPECIFIED, 0).into()),
+    pub fn bind_any(ties: &Ties) -> Result<Self, BindError> {
+        match Self::bind_tied((Ipv6Addr::UNSPECIFIED, 0).into(), ties) {
+            Err(BindError::NoFamily(_) | BindError::NoSuchAddress(_)) => {
+                Self::bind_tied((Ipv4Addr::UNSPECIFIED, 0).into(), ties)
+            }
             bound => bound,
         }
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use futures_util::TryStreamExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rtnetlink::LinkUnspec;
@@ -233,6 +234,22 @@ impl Site {
         routes.retain(|[destination, ..]| !destination.starts_with("fe80") && !destination.starts_with("ff"));
         routes.sort();
         routes
+    }
+
+    /// The kernel's rules of policy routing, of both families, in words that compare.
+    pub fn rules(&self) -> Vec<String> {
+        let mut rules = Vec::new();
+        self.netlink(async |_| {
+            let (connection, handle, _unasked_for) = rtnetlink::new_connection().unwrap();
+            tokio::spawn(connection);
+            for family in [rtnetlink::IpVersion::V4, rtnetlink::IpVersion::V6] {
+                let mut found = handle.rule().get(family).execute();
+                while let Some(rule) = found.try_next().await.unwrap() {
+                    rules.push(format!("{rule:?}"));
+                }
+            }
+        });
+        rules
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -153,6 +153,12 @@ pub fn namespaces_and_tun() -> Result<(), String> {
     tun.map(drop).map_err(|e| format!("opening /dev/net/tun: {e}"))
 }
 
+/// Ids of the processes a process has started.
+pub fn children(id: u32) -> Vec<u32> {
+    let list = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+    list.split_whitespace().map(|id| id.parse().unwrap()).collect()
+}
+
 /// Looks until it is so.
 pub fn wait_until(what: &str, patience: Duration, mut so: impl FnMut() -> bool) {
     let started = Instant::now();

@@ -13,6 +13,9 @@ use tieline::sys::netns::NetNs;
 use super::lab::{Site, netlink};
 use super::nft;
 
+/// The addresses on both ends of a site's second interface.
+pub const SPARE: [&str; 2] = ["198.18.0.2", "198.18.0.254"];
+
 /// The router. It goes with its network.
 pub struct Router {
     pub network: NetNs,
@@ -61,6 +64,27 @@ impl Router {
         site.ping(gateway[1]);
     }
 
+    /// Gives a site another interface, `spare`, in a network of its own, and sends what is for `peer` that way.
+    pub fn plug_in_spare(&self, site: &Site, peer: IpAddr) {
+        let [own, gateway] = SPARE.map(|text| text.parse::<IpAddr>().unwrap());
+        site.netlink(async |netlink| {
+            netlink.create_veth("spare", "to-spare").await.unwrap();
+            netlink.set_netns(netlink.index("to-spare").await.unwrap(), &self.network).await.unwrap();
+        });
+        netlink(&self.network, async |netlink| {
+            let port = netlink.index("to-spare").await.unwrap();
+            netlink.add_address(port, gateway, 24).await.unwrap();
+            netlink.set_up(port).await.unwrap();
+        });
+        site.netlink(async |netlink| {
+            let spare = netlink.index("spare").await.unwrap();
+            netlink.add_address(spare, own, 24).await.unwrap();
+            netlink.set_up(spare).await.unwrap();
+            route(peer, 32, gateway).await;
+        });
+        site.ping(gateway);
+    }
+
     /// Its addresses on a site's network.
     pub fn gateway(site: &Site) -> [IpAddr; 2] {
         site.outer.map(|address| match address {
@@ -106,9 +130,13 @@ impl Router {
 }
 
 async fn route_by(gateway: IpAddr) {
+    let anywhere: IpAddr = if gateway.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    route(anywhere, 0, gateway).await;
+}
+
+async fn route(network: IpAddr, length: u8, gateway: IpAddr) {
     let (connection, handle, _unasked_for) = rtnetlink::new_connection().unwrap();
     tokio::spawn(connection);
-    let anywhere: IpAddr = if gateway.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-    let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(anywhere, 0).unwrap();
+    let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(network, length).unwrap();
     handle.route().add(route.gateway(gateway).unwrap().build()).execute().await.unwrap();
 }

@@ -314,6 +314,7 @@ impl Link {
     /// Takes the peer's addresses as config or the resolver gives them, in order of preference.
     pub fn handle_addresses(&mut self, now: Time, addresses: &[SocketAddr]) {
         self.addresses = addresses.to_vec();
+        self.knock_anew();
         self.settle(now);
     }
 

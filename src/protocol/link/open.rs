@@ -102,6 +102,13 @@ impl Attempt {
         COLD_RESENDS.get(self.sent).map(|after| self.first_sent + *after)
     }
 
+    /// A Knock under each of its keys at each of these.
+    fn knocks(&self, at: &[Path]) -> Vec<(Path, Vec<u8>)> {
+        let knock = |pair: &Arc<Pair>| wire::knock(&self.nonce, &pair.keys.sending);
+        let knocks: Vec<Vec<u8>> = self.pairs.iter().map(knock).collect();
+        at.iter().flat_map(|path| knocks.iter().map(|knock| (*path, knock.clone()))).collect()
+    }
+
     /// The index its Init gave the peer.
     pub fn index(&self) -> Option<u32> {
         self.init.as_ref().map(|init| init.payload.index)
@@ -206,12 +213,28 @@ impl Link {
         let path = |&peer| line.filter(|line| line.peer == peer).unwrap_or(Path { socket, local: None, peer });
         let knocked = addresses.iter().map(path).collect();
         let (pairs, psks) = self.keys_for(reason);
-        if reason == Reason::NotUp {
-            self.event(Event::Connecting { addresses });
+        match reason {
+            Reason::NotUp => self.event(Event::Connecting { addresses }),
+            Reason::Silence => self.event(Event::Quiet),
+            Reason::Move => {}
         }
         let (first_sent, sent, init) = (now, 0, None);
         self.attempt = Some(Attempt { reason, nonce, pairs, knocked, psks, started: now, first_sent, sent, init });
         self.run_attempt(now);
+    }
+
+    /// An attempt that nobody has answered yet knocks at once where the peer may be by now, and no more where it is not.
+    pub(super) fn knock_anew(&mut self) {
+        let (known, socket) = (self.known_addresses(), self.socket);
+        let Some(attempt) = self.attempt.as_mut().filter(|a| a.init.is_none() && a.reason != Reason::Move) else {
+            return;
+        };
+        attempt.knocked.retain(|path| known.contains(&path.peer));
+        let is_new = |peer: &SocketAddr| !attempt.knocked.iter().any(|path| path.peer == *peer);
+        let new: Vec<Path> = known.into_iter().filter(is_new).map(|peer| Path { socket, local: None, peer }).collect();
+        attempt.knocked.extend(&new);
+        let knocks = attempt.knocks(&new);
+        knocks.into_iter().for_each(|(path, datagram)| self.send(path, datagram));
     }
 
     /// Sends what is due of the attempt, or ends it.
@@ -229,12 +252,7 @@ impl Link {
         attempt.sent = COLD_RESENDS.iter().take_while(|after| attempt.first_sent + **after <= now).count();
         let transmits: Vec<(Path, Vec<u8>)> = match &attempt.init {
             Some(init) => vec![(init.path, init.datagram.clone())],
-            None => {
-                let knock = |pair: &Arc<Pair>| wire::knock(&attempt.nonce, &pair.keys.sending);
-                let knocks: Vec<Vec<u8>> = attempt.pairs.iter().map(knock).collect();
-                let at = |path: &Path| knocks.iter().map(|knock| (*path, knock.clone())).collect::<Vec<_>>();
-                attempt.knocked.iter().flat_map(at).collect()
-            }
+            None => attempt.knocks(&attempt.knocked),
         };
         if attempt.init.is_none() && attempt.reason != Reason::Move {
             self.opener.knocks = self.opener.knocks.saturating_add(1);

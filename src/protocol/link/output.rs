@@ -51,6 +51,8 @@ pub enum Event {
         /// Whom it knocks at.
         addresses: Vec<SocketAddr>,
     },
+    /// The line is Up and suspiciously quiet: a cold open begins beside it. The peer may be elsewhere by now.
+    Quiet,
     /// An attempt ended without an answer: the likely causes are the driver's to name.
     NoAnswer {
         /// Whom it knocked at.

@@ -2,7 +2,7 @@
 //!
 //! | thread | capabilities | system calls beyond memory, locks, time, read, write and its own end |
 //! |---|---|---|
-//! | control | `CAP_NET_ADMIN`, or none where MTU and routes are fixed | waiting, UDP sockets, datagrams, the interface's carrier, answering on the status socket and taking it away, opening files to read them where landlock says which |
+//! | control | `CAP_NET_ADMIN`, or none where MTU and routes are fixed and nothing is marked | waiting, UDP sockets, datagrams, the interface's carrier, answering on the status socket and taking it away, opening files to read them where landlock says which |
 //! | egress loop | none | waiting, `readv` from the interface, sending |
 //! | ingress loop | none | waiting, `writev` to the interface, receiving |
 //! | helper that looks names up | none | all but those that run programs, look into others or reach deep into the kernel |
@@ -29,7 +29,7 @@ use libc::{
 pub enum Role {
     /// Everything of a link that waits.
     Control {
-        /// Whether it sets the interface's MTU, or routes, while the link runs. The carrier takes no right but the descriptor.
+        /// Whether it sets the interface's MTU, routes, or marks of sockets, while the link runs. The carrier takes no right but the descriptor.
         configures: bool,
         /// Whether it reads its config again. Only where landlock holds: else it could read whatever its user can.
         reads: bool,

@@ -33,6 +33,7 @@ fn open(of: &UdpSocket) -> io::Result<OwnedFd> {
     let address = of.local_addr()?;
     let door = new_socket(address)?;
     configure(&door, address, DOOR_BUFFER)?;
+    of.ties.apply(&door).map_err(io::Error::other)?;
     // Not before the first one is bound: it is to fail where another process has the port.
     for fd in [&of.fd, &door] {
         socket::setsockopt(fd, sockopt::ReusePort, &true)?;

@@ -181,7 +181,7 @@ fn bind_errors_name_the_address_and_the_remedy() {
 
 #[test]
 fn bind_any_takes_ipv4_too() {
-    let (a, b) = (UdpSocket::bind_any().unwrap(), bind("127.0.0.1:0"));
+    let (a, b) = (UdpSocket::bind_any(&Ties::default()).unwrap(), bind("127.0.0.1:0"));
     a.send_to(b"x", b.local_addr().unwrap(), None).unwrap();
     assert_eq!(receive(&b, 1)[0].1.peer, loopback(&a, ip("127.0.0.1")));
 }
