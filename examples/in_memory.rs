@@ -45,6 +45,7 @@ impl End {
                 let message = Small::new(&text(datagram));
                 self.link.handle_input(now, Input::Control { path, session, counter, message });
             }
+            Received::Piece { .. } => {} // of a frame that does not fit one datagram; these do
             Received::Nothing => {}
         }
         while let Some(notice) = self.receiver.poll_notice() {
