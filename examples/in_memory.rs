@@ -45,8 +45,8 @@ impl End {
                 let message = Small::new(&text(datagram));
                 self.link.handle_input(now, Input::Control { path, session, counter, message });
             }
-            // A piece of a larger frame comes only where both ends' `Params` say that they put them together.
-            Received::Piece { .. } | Received::Nothing => {}
+            Received::Piece { .. } => {} // of a frame that does not fit one datagram; these do
+            Received::Nothing => {}
         }
         while let Some(notice) = self.receiver.poll_notice() {
             self.link.handle_input(now, Input::Notice(notice));

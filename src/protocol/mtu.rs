@@ -54,7 +54,7 @@ struct Trial {
 
 /// The search for one direction.
 #[derive(Debug)]
-pub struct Mtu {
+pub(super) struct Mtu {
     /// The largest worth trying: what the own interface takes, and user frames need.
     ceiling: u16,
     /// What is in use.
@@ -335,7 +335,7 @@ impl Trial {
 
 /// What the peer's probes tell of the other direction: the largest that came since it last began anew.
 #[derive(Debug, Default)]
-pub struct Arrived {
+pub(super) struct Arrived {
     mark: u8,
     found: Option<Found>,
 }

@@ -103,7 +103,7 @@ fn a_frame_is_whole_in_any_order_and_over_batches() {
             let mut to = Pieces::new(BOUNDS);
             let mut frames = get(&mut to, &order[..split], 0);
             frames.extend(get(&mut to, &order[split..], 900));
-            assert_eq!(frames, [whole.clone()], "{order:?} at {split}");
+            assert_eq!(frames, std::slice::from_ref(&whole), "{order:?} at {split}");
             let again = get(&mut to, &[], 0);
             assert!(again.is_empty() && to.kept.iter().all(|kept| kept.is_none()), "nothing is left behind");
         }
