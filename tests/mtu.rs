@@ -96,6 +96,7 @@ fn while_transferring(from: &NetNs, to: &NetNs, address: IpAddr, story: impl FnO
     let listener = to.run(|| TcpListener::bind((address, 0))).unwrap().unwrap();
     let address = listener.local_addr().unwrap();
     let mut out = from.run(|| TcpStream::connect_timeout(&address, PATIENCE)).unwrap().unwrap();
+    out.set_write_timeout(Some(PATIENCE)).unwrap();
     let mut come = listener.accept().unwrap().0;
     let (received, longest, over) = (AtomicU64::new(0), Mutex::new(Duration::ZERO), AtomicBool::new(false));
     // Of every 251 bytes no two are the same, and no power of two is a multiple.
