@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 use tieline::packet::checksum::{self, Sum};
 use tieline::packet::merge::{Limits, Merger};
-use tieline::packet::pieces::{Bounds, Joined, Name, Part, Pieces};
+use tieline::packet::pieces::{Bounds, Joined, Name, Part, Piece, Pieces};
 use tieline::packet::split::{self, Checksums, Taken};
 use tieline::packet::transport::{Protocol, Transport};
 use tieline::packet::virtio::{Gso, Header, Kind};
@@ -236,9 +236,16 @@ impl Inlet {
                     let part = Part { first: piece == FIRST_PIECE, last: piece == LAST_PIECE };
                     let name = Name { origin: session, number: counter };
                     let batch = self.buffer.len();
-                    match self.pieces.push(&mut self.buffer, batch, datagram, text, (name, part), 1) {
+                    match self.pieces.push(
+                        &mut self.buffer,
+                        batch,
+                        datagram,
+                        text,
+                        Piece { name, part, congested: false },
+                        1,
+                    ) {
                         Joined::Waits => continue,
-                        Joined::Whole(frame) => text = frame,
+                        Joined::Whole { frame, .. } => text = frame,
                         other => panic!("{other:?}"),
                     }
                 }

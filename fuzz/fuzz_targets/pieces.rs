@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::fuzz_target;
-use tieline::packet::pieces::{Bounds, Joined, Name, Part, Pieces};
+use tieline::packet::pieces::{Bounds, Joined, Name, Part, Piece, Pieces};
 use tieline_fuzz::Bytes;
 
 const BOUNDS: Bounds = Bounds { pieces: 16, bytes: 500, time: 100, frame: 200 };
@@ -45,7 +45,9 @@ fuzz_target!(|input: &[u8]| {
         buffer[range.clone()].copy_from_slice(&bytes);
         at = range.end + AROUND[1];
         came.insert((name.origin, name.number), (part, bytes));
-        if let Joined::Whole(frame) = pieces.push(&mut buffer, BATCH, start..at, range, (name, part), now) {
+        if let Joined::Whole { frame, .. } =
+            pieces.push(&mut buffer, BATCH, start..at, range, Piece { name, part, congested: false }, now)
+        {
             check(&mut came, name, &buffer[frame]);
         }
     }

@@ -8,7 +8,7 @@ use super::turns::{Turn, Turns};
 use super::{FRAME, Open, Traffic};
 use crate::packet::marks;
 use crate::packet::merge::{Limits, Merger, Write};
-use crate::packet::pieces::{Bounds, Joined, Name, Part, Pieces};
+use crate::packet::pieces::{Bounds, Joined, Name, Part, Piece, Pieces};
 use crate::protocol::constants::{HEADER, PIECE_TIME, TAG};
 use crate::protocol::levels::Levels;
 use crate::protocol::wire::data_flags;
@@ -168,11 +168,12 @@ impl<O: Open> Ingress<O> {
         match self.receiver.receive(now, path, datagram) {
             Received::Frame { flags } => self.take_frame(plaintext(range), flags, class),
             Received::Piece { flags, session, counter } => {
-                let piece = (Name { origin: session, number: counter }, part(flags));
+                let name = Name { origin: session, number: counter };
+                let piece = Piece { name, part: part(flags), congested: marks::is_congested(class) };
                 let text = plaintext(range.clone());
                 match self.pieces.push(&mut self.buffer, PUT_TOGETHER, range, text, piece, now.0) {
                     Joined::Waits => {}
-                    Joined::Whole(frame) => self.take_frame(frame, flags, class),
+                    Joined::Whole { frame, congested } => self.take_frame(frame, flags, marks::with(class, congested)),
                     Joined::TooLong => self.levels.drops.malformed.bump(),
                     Joined::NoRoom => self.traffic.errors.add(1),
                 }

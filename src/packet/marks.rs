@@ -60,6 +60,16 @@ fn of(packet: &[u8]) -> u8 {
     }
 }
 
+/// Whether this byte of a header says that the packet met congestion.
+pub const fn is_congested(class: u8) -> bool {
+    class & ECN == CE
+}
+
+/// The byte as it is where there was congestion.
+pub const fn with(class: u8, congested: bool) -> u8 {
+    if congested { class | CE } else { class }
+}
+
 /// The way was congested, and the packet's sender does not know of such marks: the packet is to be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Congested;

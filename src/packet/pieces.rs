@@ -40,6 +40,17 @@ pub struct Name {
     pub number: u64,
 }
 
+/// A piece, but for its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its name.
+    pub name: Name,
+    /// Which it is.
+    pub part: Part,
+    /// Whether its datagram was marked as having met congestion. Then its frame is (RFC 3168, section 5.3).
+    pub congested: bool,
+}
+
 /// What is kept, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -59,7 +70,12 @@ pub enum Joined {
     /// It waits for others.
     Waits,
     /// Its frame is whole, and lies there in the buffer.
-    Whole(Range<usize>),
+    Whole {
+        /// Where.
+        frame: Range<usize>,
+        /// Whether any piece was marked.
+        congested: bool,
+    },
     /// It makes its frame longer than it may be: what there is of it is forgotten.
     TooLong,
     /// Its frame is whole, and there is no more room for it behind the batch: it is lost.
@@ -91,6 +107,7 @@ pub struct Pieces {
 #[derive(Debug)]
 struct Front {
     name: Name,
+    congested: bool,
     range: Range<usize>,
     /// Where the next piece would begin if it came right behind.
     next: usize,
@@ -102,6 +119,7 @@ struct Front {
 struct Kept {
     name: Name,
     part: Part,
+    congested: bool,
     /// Where it begins, as [`Pieces::end`] counts.
     at: u64,
     length: usize,
@@ -129,23 +147,24 @@ impl Pieces {
         batch: usize,
         datagram: Range<usize>,
         range: Range<usize>,
-        (name, part): (Name, Part),
+        piece: Piece,
         now: u64,
     ) -> Joined {
+        let Piece { name, part, congested } = piece;
         if let Some(front) = self.front.take() {
             if !part.first && front.is_before(name) && front.next == datagram.start {
-                return self.append(buffer, batch, front, (datagram.end, range), (name, part), now);
+                return self.append(buffer, batch, front, (datagram.end, range), piece, now);
             }
             self.keep_front(buffer, &front);
         }
         if part.first && part.last {
-            return Joined::Whole(range);
+            return Joined::Whole { frame: range, congested };
         }
         if part.first && self.find(name.after(), now).is_none() {
-            self.front = Some(Front { name, range, next: datagram.end, time: now });
+            self.front = Some(Front { name, congested, range, next: datagram.end, time: now });
             return Joined::Waits;
         }
-        self.keep(&buffer[range], name, part, now);
+        self.keep(&buffer[range], piece, now);
         self.join(buffer, batch, name, now)
     }
 
@@ -156,7 +175,7 @@ impl Pieces {
         batch: usize,
         mut front: Front,
         (end, range): (usize, Range<usize>),
-        (name, part): (Name, Part),
+        Piece { name, part, congested }: Piece,
         now: u64,
     ) -> Joined {
         let length = range.len();
@@ -165,8 +184,9 @@ impl Pieces {
         }
         buffer.copy_within(range, front.range.end);
         front.range.end += length;
+        front.congested |= congested;
         if part.last {
-            return Joined::Whole(front.range);
+            return Joined::Whole { frame: front.range, congested: front.congested };
         }
         (front.name, front.next, front.time) = (name, end, now);
         if self.find(name.after(), now).is_some() {
@@ -188,24 +208,25 @@ impl Pieces {
 
     fn keep_front(&mut self, buffer: &[u8], front: &Front) {
         let part = Part { first: true, last: false };
-        self.keep(&buffer[front.range.clone()], front.name, part, front.time);
+        let piece = Piece { name: front.name, part, congested: front.congested };
+        self.keep(&buffer[front.range.clone()], piece, front.time);
     }
 
-    fn keep(&mut self, piece: &[u8], name: Name, part: Part, time: u64) {
+    fn keep(&mut self, bytes: &[u8], Piece { name, part, congested }: Piece, time: u64) {
         let size = self.bytes.len();
-        if piece.len() > size || piece.len() > self.bounds.frame {
+        if bytes.len() > size || bytes.len() > self.bounds.frame {
             return;
         }
         // A piece lies in one: what is left at the end of the ring is left out.
         let place = (self.end % size as u64) as usize;
-        if place + piece.len() > size {
+        if place + bytes.len() > size {
             self.end += (size - place) as u64;
         }
         let (at, place) = (self.end, (self.end % size as u64) as usize);
-        self.bytes[place..place + piece.len()].copy_from_slice(piece);
-        self.end += piece.len() as u64;
+        self.bytes[place..place + bytes.len()].copy_from_slice(bytes);
+        self.end += bytes.len() as u64;
         let slot = self.slot(name);
-        self.kept[slot] = Some(Kept { name, part, at, length: piece.len(), time });
+        self.kept[slot] = Some(Kept { name, part, congested, at, length: bytes.len(), time });
     }
 
     fn slot(&self, name: Name) -> usize {
@@ -225,7 +246,7 @@ impl Pieces {
         let start = batch + self.used;
         let room = buffer.get_mut(start..start + length).filter(|_| length <= self.bounds.frame);
         let mut outcome = match &room {
-            Some(_) => Joined::Whole(start..start + length),
+            Some(_) => Joined::Whole { frame: start..start + length, congested: false },
             None if length > self.bounds.frame => Joined::TooLong,
             None => Joined::NoRoom,
         };
@@ -241,12 +262,15 @@ impl Pieces {
                 here.copy_from_slice(&self.bytes[place..place + kept.length]);
                 room = rest;
             }
+            if let Joined::Whole { congested, .. } = &mut outcome {
+                *congested |= kept.congested;
+            }
             if next == last {
                 break;
             }
             next = next.after();
         }
-        if matches!(outcome, Joined::Whole(_)) {
+        if matches!(outcome, Joined::Whole { .. }) {
             self.used += length;
         }
         outcome

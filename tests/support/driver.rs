@@ -7,7 +7,7 @@ use super::{
 };
 use std::net::SocketAddr;
 use tieline::{
-    packet::pieces::{Joined, Name, Part, cut},
+    packet::pieces::{Joined, Name, Part, Piece, cut},
     protocol::{
         EgressUpdate, Event, HEADER, IngressUpdate, Input, Output, Path, Received, Small, SocketId, TAG, Time,
         wire::{Kind, data_flags},
@@ -197,7 +197,7 @@ impl World {
             }
             Received::Piece { flags, session, counter } => {
                 let (name, part) = (Name { origin: session, number: counter }, part(flags));
-                self.put_together(end, &bytes, text, (name, part), time);
+                self.put_together(end, &bytes, text, Piece { name, part, congested: false }, time);
                 None
             }
             Received::Cold => Some(Input::Cold { path, datagram: Small::new(&bytes) }),
@@ -219,14 +219,7 @@ impl World {
     }
 
     /// A piece of a frame came; each comes alone here, so that each is kept.
-    fn put_together(
-        &mut self,
-        end: usize,
-        datagram: &[u8],
-        text: std::ops::Range<usize>,
-        piece: (Name, Part),
-        now: Time,
-    ) {
+    fn put_together(&mut self, end: usize, datagram: &[u8], text: std::ops::Range<usize>, piece: Piece, now: Time) {
         let batch = datagram.len();
         let mut buffer = [datagram, &[0; 10_000]].concat();
         let pieces = &mut self.ends[end].process().pieces;
@@ -234,7 +227,7 @@ impl World {
         pieces.finish(&buffer);
         match joined {
             Joined::Waits => {}
-            Joined::Whole(frame) => {
+            Joined::Whole { frame, .. } => {
                 self.frames.delivered(end, &buffer[frame]);
                 self.ends[end].delivered += 1;
             }

@@ -43,9 +43,16 @@ fn batch(to: &mut Pieces, pieces: &[Piece], now: u64, lost: &mut Vec<Joined>) ->
         let datagram = at..range.end + TAIL;
         at = datagram.end;
         assert!(at <= BATCH);
-        match to.push(&mut buffer, BATCH, datagram, range, (*name, *part), now) {
+        match to.push(
+            &mut buffer,
+            BATCH,
+            datagram,
+            range,
+            super::Piece { name: *name, part: *part, congested: false },
+            now,
+        ) {
             Joined::Waits => {}
-            Joined::Whole(frame) => whole.push(frame),
+            Joined::Whole { frame, .. } => whole.push(frame),
             other => lost.push(other),
         }
     }
@@ -106,6 +113,25 @@ fn a_frame_is_whole_in_any_order_and_over_batches() {
             assert_eq!(frames, std::slice::from_ref(&whole), "{order:?} at {split}");
             let again = get(&mut to, &[], 0);
             assert!(again.is_empty() && to.kept.iter().all(|kept| kept.is_none()), "nothing is left behind");
+        }
+    }
+}
+
+#[test]
+fn a_mark_on_any_piece_is_on_the_frame() {
+    for marked in [None, Some(0), Some(1), Some(2)] {
+        for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2], [0, 2, 1]] {
+            let (mut to, mut buffer) = (Pieces::new(BOUNDS), vec![0; BUFFER]);
+            let come = pieces(1, 7, &frame(60, 1), 20);
+            let mut said = Vec::new();
+            for (at, n) in order.into_iter().enumerate() {
+                let (datagram, range) = (at * 30..at * 30 + 25, at * 30 + HEAD..at * 30 + HEAD + 20);
+                let piece = super::Piece { name: come[n].name, part: come[n].part, congested: marked == Some(n) };
+                if let Joined::Whole { congested, .. } = to.push(&mut buffer, BATCH, datagram, range, piece, 0) {
+                    said.push(congested);
+                }
+            }
+            assert_eq!(said, [marked.is_some()], "{marked:?} in {order:?}");
         }
     }
 }
