@@ -65,6 +65,8 @@ pub struct LinkConfig {
     pub mtu: Mtu,
     /// Metric of the routes; the kernel's own choice if `None`.
     pub metric: Option<u32>,
+    /// Whether TCP connections through the link are kept from sending segments that do not fit it.
+    pub mss_clamp: bool,
     /// What is carried; the same at both ends. With Ethernet there are no `routes`.
     pub layer: Layer,
     /// The bridge whose port the interface becomes; only with Ethernet, and without `addresses`.
@@ -266,6 +268,7 @@ impl Config {
             (link.routes == theirs.routes, "[link] routes"),
             (link.mtu == theirs.mtu, "[link] mtu"),
             (link.metric == theirs.metric, "[link] metric"),
+            (link.mss_clamp == theirs.mss_clamp, "[link] mss_clamp"),
             (link.layer == theirs.layer, "[link] layer"),
             (link.bridge == theirs.bridge, "[link] bridge"),
             (link.routes_follow == theirs.routes_follow, "[link] routes_follow"),

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::capture::{Capture, Packet};
 use common::flow::flow;
 use common::lab::{End, Lab, PATIENCE, PORT, Site, transfer};
 use common::nic::disable_offloads;
@@ -282,3 +283,53 @@ scenario!(
         });
     }
 );
+
+scenario!(
+    /// With `mss_clamp` at one end alone, connections from either side are told at both of their ends.
+    connections_are_told_what_fits_whoever_drops_icmp,
+    60,
+    {
+        for (clamp, size) in [("", None), ("mss_clamp = true\n", Some(1_300)), ("mss_clamp = true\nmtu = 1350\n", None)] {
+            let mut lab = lab();
+            let [near, far] = [Yard::behind(&lab.left, 1, Wire::Offloading), Yard::behind(&lab.right, 2, Wire::Plain)];
+            (lab.left.link, lab.right.link) = (format!("{}{clamp}", far.routes), near.routes.clone());
+            if let Some(size) = size {
+                narrow(&lab.left, size);
+                narrow(&lab.right, size);
+            }
+            let (left, right) = lab.up();
+            // Over IPv4: less its header, UDP's, and the transport header and tag.
+            let fits = size.unwrap_or(1_500) as u64 - 60;
+            [&left, &right].into_iter().for_each(|end| wait_for(end, fits, fits, PATIENCE));
+            let most = match clamp {
+                "" => 1_500,
+                clamp if clamp.contains("mtu") => 1_350,
+                _ => fits as u16,
+            };
+            for (from, to) in [(&near, &far), (&far, &near)] {
+                for (address, headers) in to.address.into_iter().zip([40, 60]) {
+                    let captures = [Capture::start(&from.network), Capture::start(&to.network)];
+                    connect(&from.network, &to.network, address);
+                    let offered = captures.map(|capture| capture.finish().iter().find_map(offer));
+                    assert_eq!(offered, [Some(most - headers); 2], "{clamp:?} to {address}");
+                }
+            }
+        }
+    }
+);
+
+/// Opens a connection, and closes it.
+fn connect(from: &NetNs, to: &NetNs, address: IpAddr) {
+    let listener = to.run(|| TcpListener::bind((address, 0))).unwrap().unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut outgoing = from.run(|| TcpStream::connect_timeout(&address, PATIENCE)).unwrap().unwrap();
+    outgoing.write_all(b"hello").unwrap();
+    listener.accept().unwrap().0.read_exact(&mut [0; 5]).unwrap();
+}
+
+/// The largest segment that a SYN offers, whose first option that is, as Linux has it.
+fn offer(packet: &Packet) -> Option<u16> {
+    let (protocol, header) = if packet[0] >> 4 == 4 { (packet[9], 20) } else { (packet[6], 40) };
+    let tcp = packet.get(header..).filter(|tcp| protocol == 6 && tcp[13] & 2 != 0)?;
+    tcp[20..].starts_with(&[2, 4]).then(|| u16::from_be_bytes([tcp[22], tcp[23]]))
+}

@@ -93,12 +93,10 @@ impl Checker<'_> {
         let not_yet = |span, what: &dyn Display| {
             self.fail(span, format!("not supported by this version yet: {what}"), "take it out, or use a later version")
         };
-        if let Some(link) = file.link.as_ref().map(Spanned::get_ref) {
-            if let Some(duplicate) = &link.duplicate
-                && *duplicate.get_ref()
-            {
-                return not_yet(duplicate.span(), &"`duplicate = true`");
-            }
+        if let Some(duplicate) = file.link.as_ref().and_then(|link| link.get_ref().duplicate.as_ref())
+            && *duplicate.get_ref()
+        {
+            return not_yet(duplicate.span(), &"`duplicate = true`");
         }
         if let Some(path) = file.path.first() {
             return not_yet(path.span(), &"`[[path]]`");
@@ -136,6 +134,7 @@ impl Checker<'_> {
             metric: link.metric,
             layer: link.layer,
             bridge,
+            mss_clamp: link.mss_clamp,
             routes_follow: link.routes_follow.unwrap_or(true),
             carrier: link.carrier.unwrap_or(Carrier::Peer),
         })

@@ -30,6 +30,7 @@ pub(super) struct Link {
     pub routes: Vec<Spanned<String>>,
     pub mtu: Option<Spanned<Value>>,
     pub layer: super::Layer,
+    pub mss_clamp: bool,
     pub bridge: Option<Spanned<String>>,
     pub carrier: Option<super::Carrier>,
     pub metric: Option<u32>,

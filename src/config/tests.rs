@@ -62,6 +62,7 @@ fn a_small_file_has_the_defaults() {
             routes: vec!["192.168.20.0/24".parse().unwrap()],
             mtu: Mtu::Auto,
             metric: None,
+            mss_clamp: false,
             layer: Layer::Ip,
             bridge: None,
             routes_follow: true,

@@ -48,8 +48,8 @@ pub use entropy::OsEntropy;
 pub use hooks::serve as serve_hooks;
 pub use names::serve as serve_names;
 
-use crate::config::{Checksum, CipherChoice, Config, CryptoConfig, Layer};
-use crate::dataplane::{Dataplane, Loop};
+use crate::config::{Checksum, CipherChoice, Config, CryptoConfig, Layer, Mtu};
+use crate::dataplane::{Dataplane, Loop, Treatment};
 use crate::keys::secret::leaving_no_trace;
 use crate::protocol::crypto::CryptoFailure;
 use crate::protocol::link::{RekeyTimes, SetupError};
@@ -278,7 +278,7 @@ async fn drive_with(
     let (dataplane, mailbox) = Dataplane::start_with(
         device,
         socket,
-        config.local.dscp,
+        treatment(&config),
         sender,
         receiver,
         link.levels(),
@@ -336,6 +336,15 @@ fn keys(config: &Config) -> Keys<'_> {
 }
 
 /// What the config means to the engine.
+fn treatment(config: &Config) -> Treatment {
+    let most = match config.link.mtu {
+        Mtu::Fixed(mtu) => mtu,
+        // What fits is what the interface has.
+        Mtu::Auto => u16::MAX,
+    };
+    Treatment { dscp: config.local.dscp, clamp: config.link.mss_clamp.then_some(most) }
+}
+
 fn params(config: &Config, options: Options, device: TunOffloads) -> Params {
     let (aes, chacha) = ciphers(config.crypto, has_aes());
     Params {

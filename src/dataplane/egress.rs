@@ -5,9 +5,9 @@ use super::device::Device;
 use super::handoff::{Handoff, Inbox};
 use super::mailbox::Outbox;
 use super::turns::{Turn, Turns};
-use super::{BATCH, LAYOUT, Seal, Traffic};
+use super::{BATCH, LAYOUT, Seal, Traffic, Treatment};
 use crate::packet::Batch;
-use crate::packet::marks::{self, Dscp};
+use crate::packet::marks;
 use crate::packet::pieces::Part;
 use crate::packet::split::{self, Checksums, Plan, Refused, Taken};
 use crate::protocol::constants::MIN_TRANSPORT;
@@ -54,7 +54,7 @@ struct Outlet<S> {
     sender: S,
     inbox: Inbox<EgressUpdate>,
     batch: Batch<Marks>,
-    dscp: Dscp,
+    treatment: Treatment,
     sends: SendBatch,
     levels: Arc<Levels>,
     traffic: Arc<Traffic>,
@@ -66,7 +66,7 @@ struct Outlet<S> {
 impl<S: Seal> Egress<S> {
     pub(super) fn new(
         device: Arc<Device>,
-        dscp: Dscp,
+        treatment: Treatment,
         sender: S,
         handoff: Arc<Handoff<EgressUpdate>>,
         levels: Arc<Levels>,
@@ -77,7 +77,7 @@ impl<S: Seal> Egress<S> {
             sender,
             inbox: Inbox::new(handoff),
             batch: Batch::new(LAYOUT),
-            dscp,
+            treatment,
             sends: SendBatch::new(BATCH),
             levels,
             traffic,
@@ -103,7 +103,8 @@ impl<S: Seal> Egress<S> {
             }
             let bytes = if in_place { &mut near[..frame.length] } else { &mut self.staging[..frame.length] };
             let layer = self.device.layer();
-            let class = self.outlet.dscp.outer(marks::class(layer, bytes));
+            let class = self.outlet.treatment.dscp.outer(marks::class(layer, bytes));
+            self.outlet.treatment.clamp(layer, bytes, &self.outlet.levels, frame.header.checksum.is_some());
             match split::take(layer, &frame.header, bytes, checksums, LAYOUT.frame) {
                 Ok(Taken::Whole { partial }) => {
                     if !in_place {
@@ -234,7 +235,7 @@ impl<S: Seal> Outlet<S> {
         let path = self.sender.path();
         let report = match path.and_then(|path| Some((path, self.inbox.sockets.get(path.socket)?))) {
             Some((path, socket)) => {
-                let own = self.dscp.own();
+                let own = self.treatment.dscp.own();
                 let runs = self.batch.runs(|marks| marks.class).map(|(bytes, size, class)| {
                     let run = Run::new(bytes, size);
                     // What the socket does by itself need not be said.

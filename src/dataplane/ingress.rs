@@ -5,7 +5,7 @@ use super::handoff::{Handoff, Inbox};
 use super::mailbox::Outbox;
 use super::sockets;
 use super::turns::{Turn, Turns};
-use super::{FRAME, Open, Traffic};
+use super::{FRAME, Open, Traffic, Treatment};
 use crate::packet::marks;
 use crate::packet::merge::{Limits, Merger, Write};
 use crate::packet::pieces::{Bounds, Joined, Name, Part, Piece, Pieces};
@@ -45,6 +45,7 @@ const WAITING: Bounds = Bounds { pieces: 1_024, bytes: 1 << 20, time: PIECE_TIME
 /// All the ingress loop owns.
 pub(super) struct Ingress<O> {
     device: Arc<Device>,
+    treatment: Treatment,
     receiver: O,
     inbox: Inbox<IngressUpdate>,
     /// [`ROOMS`] rooms, one after the other, and room for frames put together.
@@ -62,6 +63,7 @@ pub(super) struct Ingress<O> {
 impl<O: Open> Ingress<O> {
     pub(super) fn new(
         device: Arc<Device>,
+        treatment: Treatment,
         receiver: O,
         handoff: Arc<Handoff<IngressUpdate>>,
         levels: Arc<Levels>,
@@ -71,6 +73,7 @@ impl<O: Open> Ingress<O> {
         Ingress {
             merger: Merger::new(device.layer(), limits(&device), PACKETS),
             device,
+            treatment,
             receiver,
             inbox: Inbox::new(handoff),
             buffer: vec![0; 2 * PUT_TOGETHER].into(),
@@ -194,8 +197,10 @@ impl<O: Open> Ingress<O> {
 
     /// Gives a frame to the merger, with what the way has marked.
     fn take_frame(&mut self, frame: Range<usize>, flags: u8, class: u8) {
-        let partial = flags & data_flags::PARTIAL_CHECKSUM != 0;
-        if marks::take_out(class, self.device.layer(), &mut self.buffer[frame.clone()]).is_err() {
+        let (partial, layer) = (flags & data_flags::PARTIAL_CHECKSUM != 0, self.device.layer());
+        let bytes = &mut self.buffer[frame.clone()];
+        self.treatment.clamp(layer, bytes, &self.levels, partial);
+        if marks::take_out(class, layer, bytes).is_err() {
             self.levels.drops.congested.bump();
         } else if self.merger.push(&self.buffer, frame, partial).is_err() {
             self.levels.drops.malformed.bump();

@@ -30,6 +30,7 @@ pub use sockets::MAX as MAX_SOCKETS;
 
 use crate::packet::Layout;
 use crate::packet::marks::Dscp;
+use crate::packet::{Layer, mss};
 use crate::protocol::levels::{Counter, Levels};
 use crate::protocol::{EgressUpdate, IngressUpdate, Path, SocketId, constants};
 use crate::sys::offloads::Offloads;
@@ -57,6 +58,27 @@ const FRAME: usize = 9_216;
 const NICE: i8 = -15;
 
 const LAYOUT: Layout = Layout { header: constants::HEADER, frame: FRAME, tag: constants::TAG, slots: BATCH };
+
+/// What config says of user traffic, beside that it is sealed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Treatment {
+    /// DSCP of the datagrams it leaves in.
+    pub dscp: Dscp,
+    /// The longest IP packet that TCP connections through the link are to make, where they are told: what fits one datagram, and
+    /// no more than this. `None`: they are not.
+    pub clamp: Option<u16>,
+}
+
+impl Treatment {
+    /// Tells the connection that begins with this frame, if one does; `partial` as in [`mss::clamp`].
+    fn clamp(&self, layer: Layer, frame: &mut [u8], levels: &Levels, partial: bool) {
+        let Some(most) = self.clamp else { return };
+        let largest = levels.largest.get() as usize;
+        let fits = largest.saturating_sub(constants::MIN_TRANSPORT + layer.overhead());
+        let mtu = if largest == 0 { most.into() } else { fits.min(most.into()) };
+        mss::clamp(layer, frame, mtu, partial);
+    }
+}
 
 /// User traffic of one direction, written by its loop alone.
 #[derive(Debug, Default)]
@@ -109,17 +131,17 @@ impl Dataplane {
         receiver: impl Open,
         levels: Arc<Levels>,
     ) -> io::Result<(Dataplane, Mailbox)> {
-        Dataplane::start_with(device, socket, Dscp::None, sender, receiver, levels, |_| {})
+        Dataplane::start_with(device, socket, Treatment::default(), sender, receiver, levels, |_| {})
     }
 
-    /// As [`start`](Self::start); user data leaves with `dscp`, and each loop's thread calls `begin` before it touches a packet.
+    /// As [`start`](Self::start); user data gets its `treatment`, and each loop's thread calls `begin` before it touches a packet.
     ///
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_with(
         device: Device,
         socket: UdpSocket,
-        dscp: Dscp,
+        treatment: Treatment,
         sender: impl Seal,
         receiver: impl Open,
         levels: Arc<Levels>,
@@ -139,7 +161,7 @@ impl Dataplane {
         };
         let egress = egress::Egress::new(
             device.clone(),
-            dscp,
+            treatment,
             sender,
             dataplane.egress.clone(),
             levels.clone(),
@@ -148,6 +170,7 @@ impl Dataplane {
         );
         let ingress = ingress::Ingress::new(
             device,
+            treatment,
             receiver,
             dataplane.ingress.clone(),
             levels,

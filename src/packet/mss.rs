@@ -60,7 +60,8 @@ fn option(headers: &[u8], mut at: usize) -> Option<usize> {
 /// Corrects the checksum for a value at `place` that was `before` (RFC 1624).
 fn correct(packet: &mut [u8], found: &Transport, place: usize, before: u16) {
     let at = found.start + CHECKSUM;
-    let turned = |value: u16| Sum::word(if (place - found.start) % 2 == 0 { value } else { value.swap_bytes() });
+    let turned =
+        |value: u16| Sum::word(if (place - found.start).is_multiple_of(2) { value } else { value.swap_bytes() });
     let sum = Sum::word(!u16_at(packet, at)) - turned(before) + turned(u16_at(packet, place));
     put_u16(packet, at, sum.complete());
 }

@@ -65,7 +65,10 @@ impl Sender {
         match update {
             EgressUpdate::Session(sealer) => self.sealer = sealer,
             EgressUpdate::Path(path) => self.path = path,
-            EgressUpdate::Limit(limit) => self.limit = limit,
+            EgressUpdate::Limit(limit) => {
+                self.limit = limit;
+                self.levels.largest.set(limit.into());
+            }
             EgressUpdate::Keepalive => self.keepalive = true,
         }
     }

@@ -55,6 +55,8 @@ pub struct Drops {
 pub struct Levels {
     /// What was dropped, by reason.
     pub drops: Drops,
+    /// The largest datagram that is sent to the peer, as far as that is known: 0 at first.
+    pub largest: Counter,
 }
 
 /// The levels of one data lane, kept over a cold open and its children.
