@@ -15,6 +15,7 @@ use common::lab::{End, Lab, PATIENCE, PORT, Site};
 use common::{nft, wait_until};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{Ipv4Tos, Ipv6TClass, UdpGsoSegment};
+use tieline::protocol::wire::Kind;
 
 const NOT_ECT: u8 = 0;
 const ECT_1: u8 = 1;
@@ -31,6 +32,8 @@ const CALLS: usize = 25;
 /// A packet of a UDP datagram: whether it carries the link, its DSCP, its ECN and its TTL or hop limit.
 struct Seen {
     is_outer: bool,
+    /// Whether it is a datagram of a test, or carries one.
+    is_data: bool,
     dscp: u8,
     ecn: u8,
     ttl: u8,
@@ -44,12 +47,10 @@ impl Seen {
         let ports: &[u8; 4] = packet.get(header..)?.first_chunk()?;
         let class = if v4 { packet[1] } else { packet[0] << 4 | packet[1] >> 4 };
         let is_outer = ports[..2] == PORT.to_be_bytes();
-        (protocol == 17).then_some(Seen { is_outer, dscp: class >> 2, ecn: ecn(packet), ttl, length: packet.len() })
-    }
-
-    /// A datagram of a test, or one that carries such.
-    fn is_data(&self) -> bool {
-        self.length > SEGMENT
+        // What the link itself sends may be as large, when it looks how large it may be.
+        let is_data = packet.len() > SEGMENT && (!is_outer || packet[header + 8] == Kind::Data as u8);
+        let length = packet.len();
+        (protocol == 17).then_some(Seen { is_outer, is_data, dscp: class >> 2, ecn: ecn(packet), ttl, length })
     }
 }
 
@@ -109,7 +110,7 @@ scenario!(the_outer_header_has_the_dscp_that_config_says_the_ecn_of_the_inner_on
             let (outer, inner): (Vec<_>, Vec<_>) = seen.iter().partition(|seen| seen.is_outer);
             assert!(outer.iter().all(|seen| seen.ttl == 64), "of a default of 33, and 7 inside");
             for (what, packets, dscp) in [("outer", &outer, user), ("inner", &inner, EF)] {
-                let data: Vec<_> = packets.iter().filter(|seen| seen.is_data()).collect();
+                let data: Vec<_> = packets.iter().filter(|seen| seen.is_data).collect();
                 assert!(data.iter().all(|seen| seen.dscp == dscp), "{config:?}: {what}");
                 for ecn in [NOT_ECT, ECT_0, ECT_1, CE] {
                     // What travels as one is seen as one.
@@ -121,7 +122,7 @@ scenario!(the_outer_header_has_the_dscp_that_config_says_the_ecn_of_the_inner_on
                 }
             }
             // The link's own.
-            let rest: Vec<_> = outer.iter().filter(|seen| !seen.is_data()).collect();
+            let rest: Vec<_> = outer.iter().filter(|seen| !seen.is_data).collect();
             assert!(!rest.is_empty() && rest.iter().all(|seen| (seen.dscp, seen.ecn) == (own, NOT_ECT)), "{config:?}");
         }
     }
@@ -147,7 +148,7 @@ scenario!(congestion_on_the_way_reaches_who_understands_it_and_costs_the_others_
                 send(&lab.left, &lab.right, family, EF << 2 | ecn, all());
             }
             let seen: Vec<_> = capture.finish().iter().filter_map(Seen::of).collect();
-            let inner: Vec<_> = seen.iter().filter(|seen| !seen.is_outer && seen.is_data()).collect();
+            let inner: Vec<_> = seen.iter().filter(|seen| !seen.is_outer && seen.is_data).collect();
             assert!(inner.iter().all(|seen| (seen.dscp, seen.ecn) == (EF, CE)));
             assert!(inner.iter().map(|seen| seen.length).sum::<usize>() >= 3 * all() * SEGMENT);
             let before = congested(&right);
