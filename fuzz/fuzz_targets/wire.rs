@@ -31,7 +31,8 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if let Ok(header) = Header::parse(bytes) {
         assert!(matches!(kind, Some(Kind::Data | Kind::Control)) && bytes.len() >= HEADER + TAG);
-        assert!(header.path == 0 && header.flags <= u8::from(kind == Some(Kind::Data)), "no flag but 1, no path but 0");
+        let known = if kind == Some(Kind::Data) { 0b111 } else { 0 };
+        assert!(header.path == 0 && header.flags & !known == 0, "no flag but 1, 2 and 4 of Data, no path but 0");
         assert_eq!(header.encode(), bytes[..HEADER]);
     }
     if let Some(Ok(payload)) = bytes.first_chunk().map(Payload::parse) {
