@@ -244,8 +244,12 @@ fn take(at: SocketAddr, stop: &AtomicBool) {
     let _ = set_nice(-15);
     while !stop.load(Relaxed) {
         wait_readable([Some(socket.as_fd())], Some(LOOK)).unwrap();
-        while batch.receive(socket.as_fd(), buffer.chunks_exact_mut(ROOM)).unwrap() > 0 {
-            thread::yield_now();
+        loop {
+            match batch.receive(socket.as_fd(), buffer.chunks_exact_mut(ROOM)).unwrap() {
+                0 => break,
+                ROOMS => {}
+                _ => thread::yield_now(),
+            }
         }
     }
 }

@@ -29,9 +29,11 @@ use tracing::warn;
 pub(super) const ROOMS: usize = 16;
 /// Room for the longest of them.
 const ROOM: usize = 1 << 16;
-/// How long a door is left alone after a batch from it in which nothing was the peer's: what floods it from elsewhere is looked
-/// at some 50,000 times a second and costs a twentieth of a processor, however much comes. The kernel drops the rest.
+/// How long a door is left alone after a batch from it in which nothing was the peer's, while there is something to do for the
+/// peer: however much floods it from elsewhere, at most 50,000 datagrams a second are looked at, and the kernel drops the rest.
 pub(super) const REST: Duration = Duration::from_micros(250);
+/// So long after the peer was heard there is. A line that is quiet or down has time for whoever knocks: it may be the peer.
+const IN_USE: Duration = Duration::from_millis(100);
 /// What the loop waits for, by bit: the n-th socket's own queue is 2n, its door 2n + 1; then the bell.
 const BELL: usize = 2 * sockets::MAX;
 /// Packets a batch is expected to have; more only make the merger's lists grow.
@@ -53,6 +55,8 @@ pub(super) struct Ingress<O> {
     receives: ReceiveBatch,
     /// Until when the doors are left alone.
     rest: Option<Time>,
+    /// Until when the line is in use, for all that is known.
+    in_use: Time,
     pieces: Pieces,
     merger: Merger,
     levels: Arc<Levels>,
@@ -80,6 +84,7 @@ impl<O: Open> Ingress<O> {
             pieces: Pieces::new(WAITING),
             receives: ReceiveBatch::new(ROOMS),
             rest: None,
+            in_use: Time(0),
             levels,
             traffic,
             outbox,
@@ -99,9 +104,11 @@ impl<O: Open> Ingress<O> {
         if self.take_updates().is_break() {
             return Ok(Turn::Stop);
         }
-        let by_peer = self.open(id)?;
-        if at_door && filled > 0 && !by_peer {
-            self.rest = Some(Time(boottime_ns()?) + REST);
+        let now = Time(boottime_ns()?);
+        if self.open(now, id) {
+            self.in_use = now + IN_USE;
+        } else if at_door && filled > 0 && now < self.in_use {
+            self.rest = Some(now + REST);
         }
         self.write()?;
         Ok(match filled {
@@ -141,8 +148,8 @@ impl<O: Open> Ingress<O> {
 
     /// Opens every datagram of the batch and sorts what is in it: frames to the merger, the rest to the mailbox. Says whether the
     /// peer made any of them, and this moment: a cold open may be a copy.
-    fn open(&mut self, socket: SocketId) -> io::Result<bool> {
-        let (now, mut by_peer) = (Time(boottime_ns()?), false);
+    fn open(&mut self, now: Time, socket: SocketId) -> bool {
+        let mut by_peer = false;
         for room in 0..ROOMS {
             let Some(message) = self.receives.datagram(room) else { continue };
             if message.truncated {
@@ -162,7 +169,7 @@ impl<O: Open> Ingress<O> {
             }
         }
         self.outbox.notices(&mut self.receiver);
-        Ok(by_peer)
+        by_peer
     }
 
     /// Opens one datagram, and says whether it is the peer's; `class` is the traffic class it came with.
