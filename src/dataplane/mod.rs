@@ -32,10 +32,11 @@ use crate::packet::Layout;
 use crate::packet::marks::Dscp;
 use crate::packet::{Layer, mss};
 use crate::protocol::levels::{Counter, Levels};
+use crate::protocol::wire::Kind;
 use crate::protocol::{EgressUpdate, IngressUpdate, Path, SocketId, constants};
 use crate::sys::offloads::Offloads;
 use crate::sys::priority::set_nice;
-use crate::sys::udp::UdpSocket;
+use crate::sys::udp::{Guest, Looks, UdpSocket, Word};
 use handoff::{Command, Handoff};
 use mailbox::Outbox;
 use sockets::Sockets;
@@ -58,6 +59,19 @@ const FRAME: usize = 9_216;
 const NICE: i8 = -15;
 
 const LAYOUT: Layout = Layout { header: constants::HEADER, frame: FRAME, tag: constants::TAG, slots: BATCH };
+
+/// What all datagrams of a session look like: the kinds 4 to 7, of which two are its, and counters that no key lasts beyond.
+const SESSION: Looks = Looks {
+    length: constants::MIN_TRANSPORT as u32,
+    words: &[Word { at: 0, mask: 0xFC00_0000, value: 0x0400_0000 }, Word { at: 8, mask: u32::MAX, value: 0 }],
+};
+
+const _: () = assert!(Kind::Data as u8 & 0xFC == 0x04 && Kind::Control as u8 & 0xFC == 0x04);
+const _: () = assert!(constants::SEAL_DATAGRAMS <= 1 << 32);
+
+fn guest(peer: Option<SocketAddr>) -> Option<Guest> {
+    peer.map(|address| Guest { address, looks: &SESSION })
+}
 
 /// What config says of user traffic, beside that it is sealed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -211,21 +225,21 @@ impl Dataplane {
     }
 
     fn share(&mut self, id: SocketId, socket: Arc<UdpSocket>) -> io::Result<()> {
-        socket.admit(self.peer)?;
+        socket.admit(guest(self.peer))?;
         self.sockets.open(id, socket.clone())?;
         self.egress.push(Command::Open(id, socket.clone()));
         self.ingress.push(Command::Open(id, socket));
         Ok(())
     }
 
-    /// Tells the peer's address: what comes from it comes first, and what comes from elsewhere is looked at only so often. All
-    /// of it is, while nobody floods.
+    /// Tells the peer's address: what may be of a session and comes from it comes first, and all else is looked at only so
+    /// often. All of it is, while nobody floods.
     ///
     /// # Errors
     /// `OutOfMemory` when the kernel says so: some sockets go by the address before.
     pub fn admit(&mut self, peer: Option<SocketAddr>) -> io::Result<()> {
         if mem::replace(&mut self.peer, peer) != peer {
-            self.sockets.iter().try_for_each(|socket| socket.admit(peer))?;
+            self.sockets.iter().try_for_each(|socket| socket.admit(guest(peer)))?;
         }
         Ok(())
     }

@@ -1,14 +1,16 @@
-//! The door: a second queue on a socket's port, for whatever does not come from the peer's address.
+//! The door: a second queue on a socket's port, for whatever does not come from the peer's address, or does not look as
+//! what the peer sends.
 //!
 //! Who floods a port from elsewhere fills the door's queue, not the one the peer's datagrams wait in, and how fast the door is
 //! looked at is the receiver's choice: what the queue has no room for costs the kernel about as much as a closed port. It
 //! is a second socket of the same port (`SO_REUSEPORT`, socket(7)), with a classic BPF program that says which of the two a
-//! datagram goes to. By its address alone: nothing here is a proof of anything, and whoever uses the peer's own address comes in by the peer's queue.
+//! datagram goes to. By its looks alone: nothing here is a proof of anything, and who uses the peer's address and knows what his
+//! datagrams look like comes in by the peer's queue.
 
 use super::{DOOR_BUFFER, UdpSocket, configure, new_socket, set_gro};
 use libc::{
-    BPF_ABS, BPF_ALU, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET, BPF_RSH,
-    BPF_W, SKF_NET_OFF, sock_filter, sock_fprog,
+    BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_LEN,
+    BPF_MSH, BPF_RET, BPF_RSH, BPF_W, SKF_NET_OFF, sock_filter, sock_fprog,
 };
 use nix::errno::Errno;
 use nix::sys::socket::{self, SockaddrStorage, sockopt};
@@ -43,9 +45,9 @@ fn open(of: &UdpSocket) -> io::Result<OwnedFd> {
     Ok(door)
 }
 
-/// Lets what comes from `peer` to the socket itself, and all else to its door.
-fn admit(port: &OwnedFd, peer: Option<SocketAddr>) -> io::Result<()> {
-    let mut code = program(peer);
+/// Lets what is from `guest` to the socket itself, and all else to its door.
+fn admit(port: &OwnedFd, guest: Option<Guest>) -> io::Result<()> {
+    let mut code = program(guest);
     let program = sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
     let (pointer, length) = ((&raw const program).cast(), size_of::<sock_fprog>() as u32);
     // SAFETY: the descriptor is open, and `pointer` is to a live `sock_fprog` of `length` bytes, which points to `len`
@@ -56,44 +58,87 @@ fn admit(port: &OwnedFd, peer: Option<SocketAddr>) -> io::Result<()> {
     Ok(Errno::result(result).map(drop)?)
 }
 
+/// Who does not come by the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// Whence.
+    pub address: SocketAddr,
+    /// What its datagrams look like.
+    pub looks: &'static Looks,
+}
+
+/// What is the same in all datagrams that are not for the door. The first one of a run speaks for all.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Looks {
+    /// Bytes, at least.
+    pub length: u32,
+    /// Words of four bytes within that length.
+    pub words: &'static [Word],
+}
+
+/// Four bytes of a datagram.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Word {
+    /// Where they begin.
+    pub at: u32,
+    /// Which of their bits count.
+    pub mask: u32,
+    /// What those are, in network order.
+    pub value: u32,
+}
+
 /// What must be found where.
 struct Check {
     load: Vec<sock_filter>,
+    /// How that is compared with the value: `BPF_JEQ` or `BPF_JGE`.
+    how: u32,
     value: u32,
 }
 
-/// A program that gives [`PEER`] for what comes from `peer` and [`DOOR`] for all else.
-fn program(peer: Option<SocketAddr>) -> Vec<sock_filter> {
-    let Some(peer) = peer else { return vec![step(BPF_RET | BPF_K, DOOR)] };
-    let checks = checks(peer);
+/// A program that gives [`PEER`] for what is from `guest` and [`DOOR`] for all else.
+fn program(guest: Option<Guest>) -> Vec<sock_filter> {
+    let Some(guest) = guest else { return vec![step(BPF_RET | BPF_K, DOOR)] };
+    let mut checks = looks(guest.looks);
+    checks.extend(from(guest.address));
     // Each check is its loads and a comparison; the verdicts stand at the end, the peer's first.
     let verdicts: usize = checks.iter().map(|check| check.load.len() + 1).sum();
     let mut code = Vec::with_capacity(verdicts + 2);
     for check in checks {
         code.extend(check.load);
         let otherwise = verdicts - code.len(); // over the rest and the first verdict
-        code.push(sock_filter { jf: otherwise as u8, ..step(BPF_JMP | BPF_JEQ | BPF_K, check.value) });
+        code.push(sock_filter { jf: otherwise as u8, ..step(BPF_JMP | check.how | BPF_K, check.value) });
     }
     code.extend([PEER, DOOR].map(|verdict| step(BPF_RET | BPF_K, verdict)));
     code
 }
 
-fn checks(peer: SocketAddr) -> Vec<Check> {
-    let version = |value| Check { load: vec![header(BPF_B, 0), step(BPF_ALU | BPF_RSH | BPF_K, 4)], value };
-    let word = |at, bytes: &[u8]| Check { load: vec![header(BPF_W, at)], value: number(bytes) };
+/// The length first: a load from beyond the end would end the program with 0, which is [`PEER`].
+fn looks(looks: &Looks) -> Vec<Check> {
+    let length = Check { load: vec![step(BPF_LD | BPF_W | BPF_LEN, 0)], how: BPF_JGE, value: looks.length };
+    let word = |word: &Word| {
+        let load = vec![step(BPF_LD | BPF_W | BPF_ABS, word.at), step(BPF_ALU | BPF_AND | BPF_K, word.mask)];
+        Check { load, how: BPF_JEQ, value: word.value }
+    };
+    [length].into_iter().chain(looks.words.iter().map(word)).collect()
+}
+
+fn from(peer: SocketAddr) -> Vec<Check> {
+    let is = |load, value| Check { load, how: BPF_JEQ, value };
+    let version = |value| is(vec![header(BPF_B, 0), step(BPF_ALU | BPF_RSH | BPF_K, 4)], value);
+    let word = |at, bytes: &[u8]| is(vec![header(BPF_W, at)], number(bytes));
     let port = u32::from(peer.port());
     match peer.ip().to_canonical() {
         IpAddr::V4(source) => {
             // X = the header's length, which has four bits of its first byte.
             let length = step(BPF_LDX | BPF_B | BPF_MSH, offset(0));
             let behind = step(BPF_LD | BPF_H | BPF_IND, offset(0));
-            vec![version(4), word(V4_SOURCE, &source.octets()), Check { load: vec![length, behind], value: port }]
+            vec![version(4), word(V4_SOURCE, &source.octets()), is(vec![length, behind], port)]
         }
         IpAddr::V6(source) => {
-            let udp = Check { load: vec![header(BPF_B, V6_NEXT)], value: libc::IPPROTO_UDP as u32 };
+            let udp = is(vec![header(BPF_B, V6_NEXT)], libc::IPPROTO_UDP as u32);
             let source = source.octets();
             let words = source.chunks_exact(4).zip((V6_SOURCE..).step_by(4)).map(|(bytes, at)| word(at, bytes));
-            let port = Check { load: vec![header(BPF_H, V6_HEADER)], value: port };
+            let port = is(vec![header(BPF_H, V6_HEADER)], port);
             [version(6), udp].into_iter().chain(words).chain([port]).collect()
         }
     }
@@ -130,17 +175,17 @@ impl UdpSocket {
         Ok(())
     }
 
-    /// What comes from anyone but the peer is to be received here, if anywhere.
+    /// What is from anyone but the guest is to be received here, if anywhere.
     pub fn door(&self) -> Option<BorrowedFd<'_>> {
         self.door.as_ref().map(AsFd::as_fd)
     }
 
-    /// Has what comes from this address, and nothing else, come by the socket itself from now on. What is queued stays
+    /// Has what is from this guest, and nothing else, come by the socket itself from now on. What is queued stays
     /// where it is. Without a door it changes nothing.
     ///
     /// # Errors
     /// When the kernel is out of memory: it stays as it was.
-    pub fn admit(&self, peer: Option<SocketAddr>) -> io::Result<()> {
-        if self.door.is_some() { admit(&self.fd, peer) } else { Ok(()) }
+    pub fn admit(&self, guest: Option<Guest>) -> io::Result<()> {
+        if self.door.is_some() { admit(&self.fd, guest) } else { Ok(()) }
     }
 }

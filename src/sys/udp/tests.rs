@@ -409,14 +409,42 @@ fn only_the_peer_comes_by_the_socket_itself_and_all_others_by_the_door() {
         assert!(lying(socket.as_fd()).is_empty(), "{listen}: nobody was admitted");
         assert_eq!(lying(door), [&[&b"peer"[..]], &strangers[..]].concat(), "{listen}");
 
-        socket.admit(Some(peer.local_addr().unwrap())).unwrap();
+        socket.admit(guest(&peer)).unwrap();
         send_all();
         assert_eq!(lying(socket.as_fd()), [b"peer"], "{listen}");
         assert_eq!(lying(door), strangers, "{listen}");
 
-        socket.admit(Some(other_port.local_addr().unwrap())).unwrap();
+        socket.admit(guest(&other_port)).unwrap();
         send_all();
         assert_eq!(lying(socket.as_fd()), [b"port"], "{listen}: the peer has moved");
+    }
+}
+
+/// Whose datagrams of any length are not for the door.
+fn guest(socket: &UdpSocket) -> Option<Guest> {
+    const ANY: Looks = Looks { length: 0, words: &[] };
+    Some(Guest { address: socket.local_addr().unwrap(), looks: &ANY })
+}
+
+#[test]
+fn what_does_not_look_like_the_peers_comes_by_the_door_whoever_it_is_from() {
+    const LOOKS: Looks = Looks {
+        length: 12,
+        words: &[Word { at: 0, mask: 0xFC00_0000, value: 0x0400_0000 }, Word { at: 8, mask: u32::MAX, value: 7 }],
+    };
+    let counted = |first, last| [&[first, 0xFF, 0xFF, 0xFF][..], &[0xFF; 4], &[0, 0, 0, last]].concat();
+    let [short, long] = [counted(5, 7)[..11].to_vec(), [counted(5, 7), vec![0xFF; 1_000]].concat()];
+    let others = [vec![], vec![5], short, counted(3, 7), counted(8, 7), counted(5, 8), counted(0x85, 7)];
+    let peers = [counted(4, 7), counted(7, 7), long];
+    for (listen, target) in [("[::]:0", "127.0.0.1"), ("[::]:0", "::1")] {
+        let (socket, target) = (behind_a_door(listen), ip(target));
+        let peer = UdpSocket::bind(SocketAddr::new(target, 0)).unwrap();
+        socket.admit(Some(Guest { address: peer.local_addr().unwrap(), looks: &LOOKS })).unwrap();
+        for datagram in others.iter().chain(&peers) {
+            peer.send_to(datagram, loopback(&socket, target), None).unwrap();
+        }
+        assert_eq!(lying(socket.as_fd()), peers);
+        assert_eq!(lying(socket.door().unwrap()), others);
     }
 }
 
