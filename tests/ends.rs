@@ -38,6 +38,14 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
+/// Sites of which the right one is behind a NAT, and calls.
+fn behind_nat() -> (Lab, Router) {
+    let (mut lab, router) = Lab::over_router();
+    router.translate();
+    lab.left.endpoint = None;
+    (lab, router)
+}
+
 scenario!(
     /// A branch behind a NAT, which forgets all about it every ten seconds: a transfer each way goes on.
     a_nat_that_forgets_every_ten_seconds,
@@ -46,9 +54,7 @@ scenario!(
         if !nft::is_there() {
             return;
         }
-        let (mut lab, router) = Lab::over_router();
-        router.translate();
-        lab.left.endpoint = None;
+        let (lab, router) = behind_nat();
         let (left, _right) = lab.up();
         let endpoint = || left.status()["peer"]["endpoint"].as_str().unwrap().to_owned();
         let since = left.status()["since"].clone();
@@ -82,9 +88,7 @@ scenario!(
         if !nft::is_there() {
             return;
         }
-        let (mut lab, router) = Lab::over_router();
-        router.translate();
-        lab.left.endpoint = None;
+        let (lab, router) = behind_nat();
         let (left, _right) = lab.up();
         thread::sleep(INTERVAL);
         let begun = Instant::now();

@@ -57,15 +57,6 @@ fn widen(site: &Site) {
     nft::load(&site.network, "delete table inet narrow");
 }
 
-fn interface_mtu(site: &Site) -> u32 {
-    let mut mtu = 0;
-    site.netlink(async |netlink| {
-        let index = netlink.index(site.interface).await.unwrap();
-        mtu = netlink.mtu(index).await.unwrap();
-    });
-    mtu
-}
-
 /// Waits until an end says that packets of so many bytes pass to its peer, and such from it.
 fn wait_for(end: &End<'_>, tx: u64, rx: u64, patience: Duration) {
     wait_until(&format!("{} seeing {tx} and {rx}", end.site.name), patience, || {
@@ -146,7 +137,7 @@ scenario!(
             let (left, right) = lab.up();
             for end in [&left, &right] {
                 wait_for(end, 1440, 1440, PATIENCE);
-                assert_eq!(interface_mtu(end.site), 1440);
+                assert_eq!(end.site.interface_mtu(), 1440);
             }
             for family in [0, 1] {
                 shrink_and_grow(&lab, [&left, &right], &yards[0].network, &yards[1], family);
@@ -167,14 +158,14 @@ fn shrink_and_grow(lab: &Lab, ends: [&End<'_>; 2], from: &NetNs, to: &Yard, fami
         // 1300 − 20 − 8 − 32
         ends.into_iter().for_each(|end| wait_for(end, 1240, 1240, PATIENCE));
         // No less, or the kernel takes IPv6 off it.
-        wait_until("the interfaces following", PATIENCE, || ends.iter().all(|end| interface_mtu(end.site) == 1280));
+        wait_until("the interfaces following", PATIENCE, || ends.iter().all(|end| end.site.interface_mtu() == 1280));
         // Meanwhile nothing that fits is lost: a new connection of a host that learned nothing goes as well.
         common::lab::stream(from, &to.network, to.address[1 - family], 5 * MB, |_| {});
         [&lab.left, &lab.right].into_iter().for_each(widen);
         let grown = Instant::now();
         ends.into_iter().for_each(|end| wait_for(end, 1440, 1440, GROWTH));
         println!("1300 to 1500: found after {:?}", grown.elapsed());
-        wait_until("the interfaces following", PATIENCE, || ends.iter().all(|end| interface_mtu(end.site) == 1440));
+        wait_until("the interfaces following", PATIENCE, || ends.iter().all(|end| end.site.interface_mtu() == 1440));
         transfer.wait_for_more(20 * MB);
         let stall = transfer.stall();
         assert!(stall < STALL, "{stall:?}");
@@ -192,7 +183,7 @@ scenario!(
             let (left, right) = lab.up();
             wait_for(&left, 1340, 1440, PATIENCE);
             wait_for(&right, 1440, 1340, PATIENCE);
-            assert_eq!((interface_mtu(&lab.left), interface_mtu(&lab.right)), (1340, 1440));
+            assert_eq!((lab.left.interface_mtu(), lab.right.interface_mtu()), (1340, 1440));
             let since = left.status()["path"]["tx"]["mtu_since"].as_str().map(str::to_owned);
             assert!(since.is_some_and(|since| since.ends_with('Z')));
         }
@@ -213,7 +204,7 @@ scenario!(
                 [&lab.left, &lab.right].into_iter().for_each(|site| narrow(site, way));
                 let (left, right) = lab.up();
                 [&left, &right].into_iter().for_each(|end| wait_for(end, way as u64 - 60, way as u64 - 60, PATIENCE));
-                assert_eq!((interface_mtu(&lab.left), interface_mtu(&lab.right)), (mtu, mtu));
+                assert_eq!((lab.left.interface_mtu(), lab.right.interface_mtu()), (mtu, mtu));
                 let before = [&left, &right].map(|end| end.status()["drops"].clone());
                 for family in [0, 1] {
                     transfer(&lab.left, &lab.right, lab.right.inner[family], 20 * MB, |_| {});

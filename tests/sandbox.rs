@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::dns::own_files;
-use common::lab::{End, Lab, PATIENCE, Site, transfer};
+use common::lab::{End, Lab, PATIENCE, transfer};
 use common::{children, output_within, wait_until};
 use nix::errno::Errno;
 use nix::sys::ptrace;
@@ -244,21 +244,12 @@ scenario!(a_running_link_is_confined_and_says_so, 40, {
     assert_eq!(left.status()["sandbox"], expected(&["net_admin"], None));
     assert_eq!(right.status()["sandbox"], expected(&[], None));
     // What it is kept for happens behind the closed door: the interface's MTU follows the way to the peer.
-    wait_until("the MTU following the way", PATIENCE, || interface_mtu(&lab.left) == 1440);
+    wait_until("the MTU following the way", PATIENCE, || lab.left.interface_mtu() == 1440);
     transfer(&lab.left, &lab.right, lab.right.inner[0], 20 * MB, |_| {});
     assert!(!lab.left.log().contains("the sandbox goes without"), "{}", lab.left.log());
     assert!(left.terminate().success() && right.terminate().success());
     assert!(!lab.left.socket().exists() && !lab.right.socket().exists());
 });
-
-fn interface_mtu(site: &Site) -> u32 {
-    let mut mtu = 0;
-    site.netlink(async |netlink| {
-        let index = netlink.index(site.interface).await.unwrap();
-        mtu = netlink.mtu(index).await.unwrap();
-    });
-    mtu
-}
 
 #[cfg(target_arch = "x86_64")]
 scenario!(
@@ -380,7 +371,7 @@ scenario!(a_link_runs_as_another_user, 60, {
     assert_confined(&left, NET_ADMIN);
     assert_eq!(left.status()["sandbox"], expected(&["net_admin"], Some("nobody")));
     assert_eq!(fs::metadata(lab.left.socket()).unwrap().uid(), NOBODY);
-    wait_until("the MTU following the way", PATIENCE, || interface_mtu(&lab.left) == 1440);
+    wait_until("the MTU following the way", PATIENCE, || lab.left.interface_mtu() == 1440);
     transfer(&lab.right, &lab.left, lab.left.inner[1], 20 * MB, |_| {});
     assert!(left.terminate().success());
     assert!(!lab.left.socket().exists());

@@ -110,9 +110,10 @@ impl<S: Seal> Egress<S> {
                     if !in_place {
                         room[..frame.length].copy_from_slice(&self.staging[..frame.length]);
                     }
+                    let marks = Marks { flags: flags(partial), class };
                     if frame.length <= self.outlet.sender.longest() {
-                        self.outlet.batch.push(frame.length, Marks { flags: flags(partial), class });
-                    } else if self.outlet.push_cut(frame.length, partial, class, &mut self.staging).is_break() {
+                        self.outlet.batch.push(frame.length, marks);
+                    } else if self.outlet.push_cut(frame.length, marks, &mut self.staging).is_break() {
                         return Ok(ControlFlow::Break(()));
                     }
                 }
@@ -174,10 +175,9 @@ impl<S: Seal> Outlet<S> {
 
     /// Takes the frame that lies in the batch's room as pieces. All of them must be in one batch, for so they are sealed under one key with
     /// nothing between them: where there are too few places left, what is before it goes first.
-    fn push_cut(&mut self, length: usize, partial: bool, class: u8, aside: &mut [u8]) -> ControlFlow<()> {
+    fn push_cut(&mut self, length: usize, marks: Marks, aside: &mut [u8]) -> ControlFlow<()> {
         let longest = self.sender.longest();
-        let whole = Marks { flags: flags(partial), class };
-        let meta = |part| whole.of_piece(part);
+        let meta = |part| marks.of_piece(part);
         if self.batch.push_cut(length, longest, meta) {
             return ControlFlow::Continue(());
         }

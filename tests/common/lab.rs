@@ -158,6 +158,16 @@ impl Site {
         netlink(&self.network, work);
     }
 
+    /// The MTU of the link's interface.
+    pub fn interface_mtu(&self) -> u32 {
+        let mut mtu = 0;
+        self.netlink(async |netlink| {
+            let index = netlink.index(self.interface).await.unwrap();
+            mtu = netlink.mtu(index).await.unwrap();
+        });
+        mtu
+    }
+
     /// Lets the cable carry packets of so many bytes; to be said at both ends.
     pub fn set_cable_mtu(&self, mtu: u32) {
         self.netlink(async |netlink| {
