@@ -28,6 +28,9 @@ use report::{Report, Source};
 /// The mark on the link's own datagrams where they need one and config names none.
 pub const DEFAULT_MARK: u32 = 0x7311;
 
+/// The most `[[path]]`s.
+pub const MAX_PATHS: usize = 4;
+
 /// Largest config file that is read, in bytes.
 const MAX_BYTES: u64 = 256 * 1024;
 
@@ -44,6 +47,8 @@ pub struct Config {
     pub local: LocalConfig,
     /// `[peer]`: the other end.
     pub peer: PeerConfig,
+    /// `[[path]]`: the ways to the peer, in the order of the file, at most [`MAX_PATHS`]. None: the one of `local` and `peer`.
+    pub paths: Vec<PathConfig>,
     /// `[crypto]`
     pub crypto: CryptoConfig,
     /// `liveness.interval`: how often a Report is sent, 50 ms to 60 s. The link is down after three missed.
@@ -75,6 +80,8 @@ pub struct LinkConfig {
     pub routes_follow: bool,
     /// When the interface has a carrier.
     pub carrier: Carrier,
+    /// Whether each datagram goes on the two best paths.
+    pub duplicate: bool,
 }
 
 /// When the interface has a carrier: what it is to an Ethernet card that a cable is plugged in, and to routing that a line is there.
@@ -181,6 +188,21 @@ impl fmt::Display for Endpoint {
             false => write!(f, "{}:{}", self.host, self.port),
         }
     }
+}
+
+/// One way to the peer: an uplink of this end's, an address of the peer's, or both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathConfig {
+    /// What status and log call it; no two have the same.
+    pub name: String,
+    /// The interface it leaves by. `None`: what the routing table says.
+    pub interface: Option<String>,
+    /// The own address it leaves from. `None`: that of `listen`.
+    pub local: Option<IpAddr>,
+    /// Where it ends; that of `[peer]` unless it has its own. `None`: the peer calls.
+    pub endpoint: Option<Endpoint>,
+    /// The path with the lowest number that works is used; of those with equal numbers the first in the file.
+    pub priority: u32,
 }
 
 /// How the link is encrypted.

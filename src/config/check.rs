@@ -47,6 +47,7 @@ pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, 
         link,
         local,
         peer,
+        paths: Vec::new(),
         crypto: CryptoConfig { cipher, post_quantum, checksum },
         liveness_interval,
         hooks,
@@ -137,6 +138,7 @@ impl Checker<'_> {
             mss_clamp: link.mss_clamp,
             routes_follow: link.routes_follow.unwrap_or(true),
             carrier: link.carrier.unwrap_or(Carrier::Peer),
+            duplicate: false,
         })
     }
 

@@ -67,6 +67,7 @@ fn a_small_file_has_the_defaults() {
             bridge: None,
             routes_follow: true,
             carrier: Carrier::Peer,
+            duplicate: false,
         }
     );
     assert_eq!(config.local.listen, Some("[::]:7311".parse().unwrap()));

@@ -338,6 +338,7 @@ mod tests {
                 bridge: Some("br-test".into()),
                 routes_follow: true,
                 carrier: Carrier::Peer,
+                duplicate: false,
             };
             let refused = async |config: &Config| match create(&netlink, config, TunOffloads::ALL).await {
                 Err(error) => error.to_string(),
@@ -396,6 +397,7 @@ mod tests {
                 bridge: None,
                 routes_follow: false,
                 carrier: Carrier::Always,
+                duplicate: false,
             };
             let Interface { index, device, .. } = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
             assert_eq!(netlink.mtu(index).await.unwrap(), 1420);

@@ -356,6 +356,8 @@ fn params(config: &Config, options: Options, device: TunOffloads) -> Params {
         partial_checksum: config.crypto.checksum == Checksum::Partial && device.vnet_hdr,
         ethernet: config.link.layer == Layer::Ethernet,
         interval: config.liveness_interval,
+        ways: Vec::new(),
+        duplicate: config.link.duplicate,
         rekey: options.rekey.unwrap_or_default(),
     }
 }

@@ -74,6 +74,7 @@ impl Story {
             Event::Session { epoch, rekeyed: true, .. } => Line::new(Level::DEBUG, format!("rekeyed, epoch {epoch}")),
             Event::Session { epoch, .. } => Line::new(Level::DEBUG, format!("a new session, epoch {epoch}")),
             Event::Path(path) => Line::new(Level::INFO, format!("the path moved to {}", path.peer)),
+            Event::Way { .. } | Event::UsesWay { .. } | Event::SilentWay { .. } => None,
             Event::Size { size } => {
                 Line::new(Level::INFO, format!("the way to the peer carries datagrams of up to {size} bytes"))
             }

@@ -161,6 +161,8 @@ pub const PATH_CHECKS: u8 = 3;
 pub const PATH_CHECK_SPACING: Duration = Duration::from_millis(200);
 /// … but no longer than this: a clock that leaps makes any round-trip time.
 pub const PATH_CHECK_SPACING_MAX: Duration = Duration::from_secs(2);
+/// The most ways to the peer that an end may be told.
+pub const MAX_WAYS: usize = 4;
 /// One candidate a second at most.
 pub const CANDIDATE_SPACING: Duration = Duration::from_secs(1);
 /// A candidate that proved needless is left alone this long.

@@ -38,8 +38,12 @@ pub struct Path {
 pub enum EgressUpdate {
     /// Seal under this session from now on; `None` stops user data.
     Session(Option<Box<LaneSealer>>),
-    /// Send there from now on.
+    /// Send there from now on, and on one path alone.
     Path(Option<Path>),
+    /// Send every datagram there too, after the path: the same bytes, of which the peer takes what comes first.
+    Second(Option<Path>),
+    /// Take no frames until the next [`EgressUpdate::Path`]: what was sent last is to arrive before what comes by a faster path.
+    Hold,
     /// A datagram may have so many bytes at most; frames for which that is too few are cut, where that is agreed.
     Limit(u16),
     /// Seal one empty datagram: NAT mappings and counters stay alive on a line without traffic.
@@ -50,6 +54,8 @@ pub enum EgressUpdate {
 pub struct Sender {
     sealer: Option<Box<LaneSealer>>,
     path: Option<Path>,
+    second: Option<Path>,
+    held: bool,
     limit: u16,
     keepalive: bool,
     levels: Arc<Levels>,
@@ -57,14 +63,16 @@ pub struct Sender {
 
 impl Sender {
     pub(crate) fn new(levels: Arc<Levels>) -> Sender {
-        Sender { sealer: None, path: None, limit: u16::MAX, keepalive: false, levels }
+        Sender { sealer: None, path: None, second: None, held: false, limit: u16::MAX, keepalive: false, levels }
     }
 
     /// Takes an update; looked for once a batch.
     pub fn apply(&mut self, update: EgressUpdate) {
         match update {
             EgressUpdate::Session(sealer) => self.sealer = sealer,
-            EgressUpdate::Path(path) => self.path = path,
+            EgressUpdate::Path(path) => (self.path, self.second, self.held) = (path, None, false),
+            EgressUpdate::Second(path) => self.second = path,
+            EgressUpdate::Hold => self.held = true,
             EgressUpdate::Limit(limit) => {
                 self.limit = limit;
                 self.levels.largest.set(limit.into());
@@ -77,6 +85,18 @@ impl Sender {
     #[must_use]
     pub fn path(&self) -> Option<Path> {
         self.path
+    }
+
+    /// Where each of them goes as well.
+    #[must_use]
+    pub fn second(&self) -> Option<Path> {
+        self.second
+    }
+
+    /// Whether frames are to wait where they are.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held
     }
 
     /// Whether an empty datagram was asked for since the last call.

@@ -57,8 +57,38 @@ pub struct Params {
     pub ethernet: bool,
     /// The report interval, 50 ms to 60 s.
     pub interval: Duration,
+    /// The ways to the peer that config names, at most [`MAX_WAYS`]; none where there is but one.
+    pub ways: Vec<WayParams>,
+    /// Whether user data goes on the two best ways at once.
+    pub duplicate: bool,
     /// When sessions are rekeyed.
     pub rekey: RekeyTimes,
+}
+
+/// One of the ways to the peer that config names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WayParams {
+    /// The socket that is tied to its uplink, or that all ways share.
+    pub socket: SocketId,
+    /// Of the ways that work the one with the lowest is used; of equal ones the first.
+    pub priority: u32,
+}
+
+/// What can be seen of a way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WayStatus {
+    /// The peer's address on it, where it answered last or is looked for.
+    pub peer: Option<SocketAddr>,
+    /// Whether the peer answers there.
+    pub up: bool,
+    /// Since when it does, or does not.
+    pub since: Time,
+    /// Whether user data goes there.
+    pub used: bool,
+    /// The smoothed round-trip time of its checks.
+    pub rtt: Option<Duration>,
+    /// The share of its checks that was not answered lately, 0 to 1.
+    pub loss: Option<f64>,
 }
 
 impl Default for Params {
@@ -71,6 +101,8 @@ impl Default for Params {
             partial_checksum: true,
             ethernet: false,
             interval: Duration::from_secs(1),
+            ways: Vec::new(),
+            duplicate: false,
             rekey: RekeyTimes::default(),
         }
     }
@@ -316,6 +348,18 @@ impl Link {
         self.addresses = addresses.to_vec();
         self.knock_anew();
         self.settle(now);
+    }
+
+    /// Takes the peer's addresses on one of the ways, in order of preference.
+    pub fn handle_way_addresses(&mut self, now: Time, way: usize, addresses: &[SocketAddr]) {
+        let _ = (way, addresses);
+        self.settle(now);
+    }
+
+    /// What can be seen of the ways, in the order of [`Params::ways`].
+    #[must_use]
+    pub fn ways(&self) -> Vec<WayStatus> {
+        Vec::new()
     }
 
     /// Takes a new local port, asked for by [`Event::WantSocket`].

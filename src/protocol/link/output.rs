@@ -88,6 +88,23 @@ pub enum Event {
     },
     /// The line goes to another address of the peer's, or from another of its own.
     Path(Path),
+    /// The peer answers on a way where it did not, or does no more.
+    Way {
+        /// Which of [`super::Params::ways`].
+        way: usize,
+        /// Whether it answers.
+        up: bool,
+    },
+    /// User data goes by this way now.
+    UsesWay {
+        /// Which of [`super::Params::ways`].
+        way: usize,
+    },
+    /// A way has been silent for long, and will say so again: its socket may be of no more use.
+    SilentWay {
+        /// Which of [`super::Params::ways`].
+        way: usize,
+    },
     /// The way to the peer was found to carry datagrams of another size than before.
     Size {
         /// Bytes of the largest.
