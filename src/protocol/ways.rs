@@ -163,8 +163,9 @@ impl Way {
             return false;
         }
         if up {
-            // What was lost while it was down says nothing of what it is like now.
-            (self.asked, self.trips) = Default::default();
+            // What it was like before says nothing of what it is like now; the answer that shows it up does.
+            self.asked.clear();
+            self.trips.drain(..self.trips.len().saturating_sub(1));
         } else {
             let forgotten = now.since(self.since) >= WAY_FORGET;
             let doubled = if forgotten { WAY_WAIT } else { self.wait * 2 };
@@ -445,8 +446,10 @@ impl Follower {
         }
         self.newest = Some(of);
         for way in &mut self.ways {
-            way.usage =
-                Use { first: way.usage.first && !usage.first, second: way.usage.second && !usage.second, ..way.usage };
+            let Use { first, second, hold } = way.usage;
+            // What was the best is the second best until the peer says else.
+            let second = (second || first && usage.first) && !usage.second;
+            way.usage = Use { first: first && !usage.first, second, hold };
         }
         let way = match self.ways.iter().position(|way| way.path == path) {
             Some(known) => &mut self.ways[known],
