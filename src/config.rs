@@ -295,12 +295,14 @@ impl Config {
             (link.bridge == theirs.bridge, "[link] bridge"),
             (link.routes_follow == theirs.routes_follow, "[link] routes_follow"),
             (link.carrier == theirs.carrier, "[link] carrier"),
+            (link.duplicate == theirs.duplicate, "[link] duplicate"),
             (self.local.listen == other.local.listen, "[local] listen"),
             (self.local.bind == other.local.bind, "[local] bind"),
             (self.local.fwmark == other.local.fwmark, "[local] fwmark"),
             (self.local.dscp == other.local.dscp, "[local] dscp"),
             (self.local.user == other.local.user, "[local] user"),
             (self.peer.endpoint == other.peer.endpoint, "[peer] endpoint"),
+            (self.paths_alone() == other.paths_alone(), "[[path]]"),
             (self.crypto.cipher == other.crypto.cipher, "[crypto] cipher"),
             (self.crypto.post_quantum == other.crypto.post_quantum, "[crypto] post_quantum"),
             (self.crypto.checksum == other.crypto.checksum, "[crypto] checksum"),
@@ -311,6 +313,13 @@ impl Config {
         .into_iter()
         .filter_map(|(same, what)| (!same).then_some(what))
         .collect()
+    }
+
+    /// The paths without what they have from `[peer]`.
+    fn paths_alone(&self) -> Vec<PathConfig> {
+        let own =
+            |endpoint: Option<Endpoint>| endpoint.filter(|endpoint| Some(endpoint) != self.peer.endpoint.as_ref());
+        self.paths.iter().cloned().map(|path| PathConfig { endpoint: own(path.endpoint.clone()), ..path }).collect()
     }
 
     /// Checks `text` as if it were the content of `path`, beside which the key files are.

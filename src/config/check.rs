@@ -1,9 +1,9 @@
 //! From what the file says to what it means: defaults, key files, and whether the values agree with each other.
 //!
-//! What this version cannot do yet is an error where the user would otherwise be misled about what happens to
-//! traffic, and a warning where the line merely does less.
+//! What cannot work, or not as it reads, is an error; what works but can hardly be meant is a warning.
 
-use std::fmt::Display;
+mod paths;
+
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,7 @@ use toml::Spanned;
 use super::report::{Problem, Report, Source};
 use super::schema::Texts;
 use super::{
-    Carrier, Config, CryptoConfig, Endpoint, HooksConfig, Layer, LinkConfig, LocalConfig, Mtu, PeerConfig, parse,
-    schema,
+    Carrier, Config, CryptoConfig, HooksConfig, Layer, LinkConfig, LocalConfig, Mtu, PeerConfig, parse, schema,
 };
 use crate::keys::{KeyError, KeyFileError, PresharedKey, PublicKey, SecretKey};
 use crate::packet::marks::Dscp;
@@ -27,13 +26,11 @@ const MAX_LISTED: usize = 2;
 /// Checks the whole file.
 pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, Vec<Report>), Report> {
     let mut checker = Checker { source, warnings: Vec::new(), published: false };
-    checker.nothing_unsupported(&file)?;
     let link = checker.link(&file)?;
     let local = checker.local(&file, &link)?;
     let peer = checker.peer(&file)?;
     checker.ends_differ(&file, &local, &peer)?;
-    checker.ends_can_meet(&file, &local, &peer)?;
-    checker.endpoint_is_outside(&file, &link, &peer);
+    let paths = checker.paths(&file, &link, &local, &peer)?;
     let liveness_interval = match &file.liveness.interval {
         Some(text) => checker.parsed(text, parse::interval)?,
         None => Duration::from_secs(1),
@@ -47,7 +44,7 @@ pub(super) fn check(source: &Source<'_>, file: schema::File) -> Result<(Config, 
         link,
         local,
         peer,
-        paths: Vec::new(),
+        paths,
         crypto: CryptoConfig { cipher, post_quantum, checksum },
         liveness_interval,
         hooks,
@@ -89,22 +86,6 @@ impl Checker<'_> {
         self.at_section(section, Problem::new(format!("{key} is missing"), help))
     }
 
-    /// Rejects what belongs to later versions; see the top of this file.
-    fn nothing_unsupported(&self, file: &schema::File) -> Result<(), Report> {
-        let not_yet = |span, what: &dyn Display| {
-            self.fail(span, format!("not supported by this version yet: {what}"), "take it out, or use a later version")
-        };
-        if let Some(duplicate) = file.link.as_ref().and_then(|link| link.get_ref().duplicate.as_ref())
-            && *duplicate.get_ref()
-        {
-            return not_yet(duplicate.span(), &"`duplicate = true`");
-        }
-        if let Some(path) = file.path.first() {
-            return not_yet(path.span(), &"`[[path]]`");
-        }
-        Ok(())
-    }
-
     fn link(&mut self, file: &schema::File) -> Result<LinkConfig, Report> {
         let nothing = schema::Link::default();
         let link = file.link.as_ref().map_or(&nothing, Spanned::get_ref);
@@ -138,7 +119,7 @@ impl Checker<'_> {
             mss_clamp: link.mss_clamp,
             routes_follow: link.routes_follow.unwrap_or(true),
             carrier: link.carrier.unwrap_or(Carrier::Peer),
-            duplicate: false,
+            duplicate: link.duplicate.as_ref().is_some_and(|duplicate| *duplicate.get_ref()),
         })
     }
 
@@ -232,7 +213,8 @@ impl Checker<'_> {
         let user = local.and_then(|local| local.user.as_ref());
         let user = user.map(|text| self.parsed(text, parse::user)).transpose()?;
         let bind = local.and_then(|local| local.bind.as_ref());
-        let bind = bind.map(|text| self.bind(text, link)).transpose()?;
+        let listen_at = |ip| format!("`listen`, as in \"{}\", with port 0 for any", SocketAddr::new(ip, 7311));
+        let bind = bind.map(|text| self.uplink(text, link, listen_at)).transpose()?;
         let fwmark = match local.and_then(|local| local.fwmark.as_ref()) {
             Some(mark) if *mark.get_ref() == 0 => {
                 return self.fail(
@@ -246,15 +228,19 @@ impl Checker<'_> {
         Ok(LocalConfig { private_key, private_key_file, listen, bind, fwmark, dscp, user })
     }
 
-    /// The interface that the link's own datagrams leave by; not the link's.
-    fn bind(&self, text: &Spanned<String>, link: &LinkConfig) -> Result<String, Report> {
+    /// The interface that the link's own datagrams leave by; not the link's. `elsewhere` says where an address belongs.
+    fn uplink(
+        &self,
+        text: &Spanned<String>,
+        link: &LinkConfig,
+        elsewhere: impl Fn(IpAddr) -> String,
+    ) -> Result<String, Report> {
         let name = text.get_ref();
         if let Ok(ip) = name.parse::<IpAddr>() {
-            let listen = SocketAddr::new(ip, 7311);
             return self.fail(
                 text.span(),
                 format!("`{name}` is an address; here the name of an interface belongs"),
-                format!("an address goes into `listen`, as in \"{listen}\", with port 0 for any"),
+                format!("an address goes into {}", elsewhere(ip)),
             );
         }
         let name = self.parsed(text, parse::interface)?;
@@ -415,57 +401,6 @@ impl Checker<'_> {
             None => Ok(()),
         }
     }
-
-    /// Each end must be able to call or to be called, by addresses of one family.
-    fn ends_can_meet(&mut self, file: &schema::File, local: &LocalConfig, peer: &PeerConfig) -> Result<(), Report> {
-        if peer.endpoint.is_none() && local.listen.is_none_or(|listen| listen.port() == 0) {
-            let problem = Problem::new(
-                "this end has neither an endpoint to call nor a fixed port to be called at",
-                "write `endpoint` in [peer], or `listen = \"[::]:7311\"` in [local]",
-            );
-            let report = self.at_section(file.peer.as_ref(), problem);
-            self.warnings.push(report);
-        }
-        let endpoint = peer.endpoint.as_ref().and_then(ip_of);
-        let span = file.peer.as_ref().and_then(|peer| peer.get_ref().endpoint.as_ref()).map(Spanned::span);
-        if let (Some(listen), Some(endpoint), Some(span)) = (local.listen, endpoint, span)
-            && !can_send(listen, endpoint)
-        {
-            let what = format!("from `listen = \"{listen}\"` nothing can be sent to {endpoint}");
-            return self.fail(span, what, "let both be IPv4 or both IPv6; `listen = \"[::]:PORT\"` serves both");
-        }
-        Ok(())
-    }
-
-    /// A tunnel whose own datagrams are routed into it carries nothing.
-    fn endpoint_is_outside(&mut self, file: &schema::File, link: &LinkConfig, peer: &PeerConfig) {
-        let Some(ip) = peer.endpoint.as_ref().and_then(ip_of) else {
-            return;
-        };
-        // A default route is not for them: see `control/policy`.
-        let routes = link.routes.iter().copied().filter(|route| route.prefix_len() > 0);
-        let own = link.addresses.iter().map(IpNet::trunc);
-        let Some(net) = routes.chain(own).find(|net| net.contains(&ip)) else {
-            return;
-        };
-        let span = file.peer.as_ref().and_then(|peer| peer.get_ref().endpoint.as_ref()).map(Spanned::span);
-        self.warn(
-            span.unwrap_or_default(),
-            format!("{ip} lies in {net}, which is sent into the link: so would the link's own datagrams be"),
-            format!("make sure that there is a narrower route to {ip}, or take it out of what goes into the link"),
-        );
-    }
-}
-
-/// The endpoint's address, if it is one and not a name.
-fn ip_of(endpoint: &Endpoint) -> Option<IpAddr> {
-    let address = endpoint.host.split_once('%').map_or(endpoint.host.as_str(), |(address, _zone)| address);
-    address.parse().ok()
-}
-
-/// Whether a socket bound to `listen` can reach `ip`: `[::]` is the one that serves both families.
-fn can_send(listen: SocketAddr, ip: IpAddr) -> bool {
-    listen.is_ipv4() == ip.is_ipv4() || (listen.is_ipv6() && listen.ip().is_unspecified())
 }
 
 fn same_family(a: &IpNet, b: &IpNet) -> bool {

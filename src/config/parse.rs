@@ -14,6 +14,9 @@ use crate::packet::marks::Dscp;
 /// `IFNAMSIZ` of Linux without its closing zero.
 const MAX_INTERFACE: usize = 15;
 
+/// Longest name of a path: it stands in columns and before what the log says.
+const MAX_PATH_NAME: usize = 32;
+
 /// What Linux takes as the name of an interface, except what would not be safe in a path or on a terminal.
 pub(super) fn interface(text: &str) -> Result<String, Problem> {
     let bad = |what: String| Err(Problem::new(what, "take 1 to 15 letters, digits, `-`, `_` or `.`, such as `tl0`"));
@@ -87,6 +90,36 @@ pub(super) fn listen(text: &str) -> Result<SocketAddr, Problem> {
         return Err(Problem::new(format!("`{text}` is a multicast address: it is not this machine's"), help));
     }
     Ok(address)
+}
+
+/// An address of this machine by which one uplink can be told from another.
+pub(super) fn own_address(text: &str) -> Result<IpAddr, Problem> {
+    let help = "write an address of this machine, such as \"203.0.113.7\" or \"2001:db8::7\"; the name of an interface goes \
+                into `interface`";
+    if let Ok(with_port) = text.parse::<SocketAddr>() {
+        return Err(Problem::new(
+            format!("`{text}` has a port; here an address alone belongs"),
+            format!("write \"{}\": the port is that of `listen`", with_port.ip()),
+        ));
+    }
+    let ip: IpAddr = text.parse().map_err(|_| Problem::new(format!("`{text}` is not an address"), help))?;
+    match ip.is_unspecified() || ip.is_multicast() {
+        true => Err(Problem::new(format!("`{text}` is not the address of any one uplink"), help)),
+        false => Ok(ip),
+    }
+}
+
+/// What a path is called: one word on a line of the log.
+pub(super) fn path_name(text: &str) -> Result<String, Problem> {
+    let bad = |what: String| Err(Problem::new(what, "take up to 32 letters, digits or signs, such as \"fibre\""));
+    match text.chars().find(|c| !c.is_ascii_graphic()) {
+        _ if text.is_empty() => bad("the path's name is empty".into()),
+        Some(c) => bad(format!("a path's name cannot have {c:?} in it")),
+        None if text.len() > MAX_PATH_NAME => {
+            bad(format!("`{text}` is {} characters long: {MAX_PATH_NAME} are the most", text.len()))
+        }
+        None => Ok(text.to_owned()),
+    }
 }
 
 /// The name of a user of this machine, as useradd(8) takes it.

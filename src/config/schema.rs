@@ -1,7 +1,4 @@
 //! The shape of the file: which keys there are and of what type, each with its place. Nothing is judged here.
-//!
-//! All keys of the contract are here, also those whose feature is still to come: [`super::check`] says so where one
-//! of them would change what happens to traffic.
 
 use std::fmt;
 
@@ -119,16 +116,14 @@ pub(super) struct Liveness {
     pub interval: Option<Spanned<String>>,
 }
 
-/// Its fields are read for their types only, until there is more than one path.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
-#[expect(dead_code, reason = "a file with a [[path]] is rejected until there is more than one path")]
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct Path {
-    pub name: Option<String>,
-    pub interface: Option<String>,
-    pub local: Option<String>,
-    pub endpoint: Option<String>,
-    pub priority: Option<u32>,
+    pub name: Option<Spanned<String>>,
+    pub interface: Option<Spanned<String>>,
+    pub local: Option<Spanned<String>>,
+    pub endpoint: Option<Spanned<String>>,
+    pub priority: u32,
 }
 
 #[derive(Default, Deserialize)]

@@ -128,6 +128,8 @@ fn what_else_changed_beside_the_keys_is_named() {
         ("[local]", "mtu = 1400\n[local]", "[link] mtu"),
         ("[local]", "routes_follow = false\n[local]", "[link] routes_follow"),
         ("[local]", "carrier = \"always\"\n[local]", "[link] carrier"),
+        ("[local]", "duplicate = true\n[local]", "[link] duplicate"),
+        ("[local]", "[[path]]\nname = \"a\"\n[local]", "[[path]]"),
         ("[local]", "[local]\nuser = \"nobody\"", "[local] user"),
         ("[local]", "[local]\nbind = \"eth0\"", "[local] bind"),
         ("[local]", "[local]\nfwmark = 1", "[local] fwmark"),
@@ -142,6 +144,93 @@ fn what_else_changed_beside_the_keys_is_named() {
         assert_eq!(base.differences(&good(old, new)), [what]);
     }
     assert!(base.differences(&good("[peer]", "[peer]\npreshared_key = \"hq-branch.psk\"")).is_empty());
+}
+
+#[test]
+fn each_value_of_a_path_is_a_difference_but_what_it_has_from_the_peer() {
+    let to = |endpoint, path: &str| {
+        let text = BASE.replace("[peer]", &format!("[peer]\nendpoint = \"{endpoint}:7311\""));
+        from_text(&format!("{text}\n[[path]]\nname = \"fibre\"\n{path}")).unwrap().0
+    };
+    let base = to("a", "interface = \"eth0\"");
+    for path in
+        ["", "interface = \"eth1\"", "interface = \"eth0\"\npriority = 1", "interface = \"eth0\"\nendpoint = \"b:1\""]
+    {
+        assert_eq!(base.differences(&to("a", path)), ["[[path]]"], "{path}");
+    }
+    assert_eq!(base.differences(&to("b", "interface = \"eth0\"")), ["[peer] endpoint"]);
+}
+
+#[test]
+fn a_path_has_what_it_says_and_the_rest_from_the_other_sections() {
+    let text = BASE.replace("[peer]", "[peer]\nendpoint = \"hq.example.net:7311\"");
+    let (config, warnings) = from_text(&format!(
+        "{text}
+[[path]]
+name = \"fibre\"
+local = \"2001:db8::1\"
+
+[[path]]
+name = \"lte\"
+local = \"198.51.100.7\"
+interface = \"wwan0\"
+endpoint = \"192.0.2.1:7312\"
+priority = 10
+"
+    ))
+    .unwrap();
+    assert_eq!(warnings.len(), 1, "the published key's only: {warnings:?}");
+    let fibre = PathConfig {
+        name: "fibre".into(),
+        interface: None,
+        local: Some("2001:db8::1".parse().unwrap()),
+        endpoint: config.peer.endpoint.clone(),
+        priority: 0,
+    };
+    let lte = PathConfig {
+        name: "lte".into(),
+        interface: Some("wwan0".into()),
+        local: Some("198.51.100.7".parse().unwrap()),
+        endpoint: Some("192.0.2.1:7312".parse().unwrap()),
+        priority: 10,
+    };
+    assert_eq!(config.paths, [fibre, lte]);
+}
+
+#[test]
+fn what_only_looks_odd_about_paths_passes_without_a_word() {
+    let listen = "private_key = \"hq.key\"\nlisten = \"[::]:7311\"";
+    for (listen_at, paths) in [
+        // Two peers' addresses by one socket.
+        ("listen = \"[::]:7311\"", ["endpoint = \"a:1\"", "endpoint = \"b:1\""]),
+        // The same port on two interfaces, and on two addresses.
+        ("listen = \"0.0.0.0:7311\"", ["interface = \"eth0\"", "interface = \"wwan0\""]),
+        ("listen = \"[::]:7311\"", ["local = \"192.0.2.1\"", "local = \"2001:db8::1\""]),
+        ("listen = \"192.0.2.1:7311\"", ["local = \"192.0.2.1\"\ninterface = \"eth0\"", "interface = \"wwan0\""]),
+        // Two of the peer's by one interface, each from a port of its own.
+        (
+            "listen = \"[::]:0\"",
+            ["interface = \"eth0\"\nendpoint = \"a:1\"", "interface = \"eth0\"\nendpoint = \"b:1\""],
+        ),
+        // What is tied to an interface does not go into the link.
+        ("bind = \"eth0\"", ["endpoint = \"192.168.20.1:1\"", "endpoint = \"192.168.20.2:1\""]),
+        (
+            "",
+            [
+                "interface = \"eth0\"\nendpoint = \"192.168.20.1:1\"",
+                "local = \"fe80::1\"\ninterface = \"wwan0\"\nendpoint = \"c:1\"",
+            ],
+        ),
+    ] {
+        let [a, b] = paths;
+        let section = format!("private_key = \"hq.key\"\n{listen_at}");
+        let paths = format!("[[path]]\nname = \"a\"\n{a}\n[[path]]\nname = \"b\"\n{b}");
+        let text = format!("{}\n{paths}", BASE.replace(listen, &section));
+        let warnings = from_text(&text).unwrap_or_else(|error| panic!("{error}")).1;
+        assert_eq!(warnings.len(), 1, "the published key's only: {warnings:?}\n{text}");
+    }
+    // The other end may be the one with two.
+    assert!(good("[link]", "[link]\nduplicate = true").link.duplicate);
 }
 
 #[test]
