@@ -120,7 +120,7 @@ impl Router {
     pub fn cut(&self, name: &str, matching: &[String]) {
         let rules: String = matching.iter().map(|rule| format!("{rule} drop\n")).collect();
         let chain = format!("chain way {{ type filter hook forward priority 1\n{rules} }}");
-        nft::load(&self.network, &format!("table inet cut_{name} {{ {chain} }}"));
+        nft::load(&self.network, &format!("table inet cut_{name} {{\n{chain}\n}}"));
     }
 
     /// No longer.
