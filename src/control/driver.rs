@@ -107,7 +107,11 @@ pub(super) struct DriverState {
 impl DriverState {
     pub(super) fn new(paths: &[PathConfig]) -> DriverState {
         let story = Story::of(paths.iter().map(|path| path.name.clone()).collect());
-        DriverState { story, path_clocks: paths.iter().map(|_| WallClock::default()).collect(), ..DriverState::default() }
+        DriverState {
+            story,
+            path_clocks: paths.iter().map(|_| WallClock::default()).collect(),
+            ..DriverState::default()
+        }
     }
 
     /// Where the peer is looked for first, and by whom.

@@ -190,10 +190,10 @@ impl Ports {
     /// the old socket's, unless the interface has gone and come back since.
     pub(super) fn reopen(&mut self, now: Time, way: usize) -> Option<Opened> {
         let first = usize::from(self.paths.get(way)?.socket.0);
-        let path = &mut self.paths[first];
-        if path.reopened.replace(now).is_some_and(|last| now.since(last) < REOPEN_SPACING) {
+        if self.paths[first].reopened.is_some_and(|last| now.since(last) < REOPEN_SPACING) {
             return None;
         }
+        self.paths[first].reopened = Some(now);
         let bound = self.bind(&self.paths[first].place);
         let path = &mut self.paths[first];
         let was_there = std::mem::replace(&mut path.there, !bound.as_ref().is_err_and(may_pass));
@@ -343,13 +343,11 @@ mod tests {
             let families = |way| ports.families(way, &opened);
             assert_eq!(families(0), Families::of("[::]:1".parse().unwrap()));
             assert_eq!(families(1), Families::of("0.0.0.0:1".parse().unwrap()));
-            // Each leaves by its own: what is sent by the one does not come to the other's address.
-            let lo: SocketAddr = "127.0.0.1:9".parse().unwrap();
-            opened[0].1.send_to(b"x", lo, None).unwrap_err();
             drop(opened);
 
             let (mut ports, opened) = open(None, paths).unwrap();
-            let ports_of = |opened: &[Opened]| opened.iter().map(|(_, s)| s.local_addr().unwrap().port()).collect::<Vec<_>>();
+            let ports_of =
+                |opened: &[Opened]| opened.iter().map(|(_, s)| s.local_addr().unwrap().port()).collect::<Vec<_>>();
             assert_eq!(opened.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [0, 1, 2]);
             assert!(ports_of(&opened).iter().all(|port| *port != 0));
             assert_eq!(ports.take_needless(SocketId(1)), [], "a path's socket was closed");
@@ -374,7 +372,7 @@ mod tests {
         in_own_network(|| {
             two_uplinks();
             let port = Some("[::]:7311".parse().unwrap());
-            let paths = vec![path("lte", "wwan0", ""), path("dsl", "wan1", ""), path("old", "", "192.0.2.1")];
+            let paths = vec![path("lte", "wwan0", ""), path("dsl", "wan1", ""), path("old", "wan0", "192.0.2.1")];
             let (mut ports, opened) = open(port, paths.clone()).unwrap();
             assert_eq!(addresses(&opened), [(1, "[::]:7311".into())]);
             assert_eq!(ports.families(2, &opened), Families::of("192.0.2.1:0".parse().unwrap()), "not known before");

@@ -380,7 +380,8 @@ mod tests {
     fn what_several_paths_name_is_looked_up_once_and_each_gets_what_it_can_send_to() {
         let [name, other]: [Endpoint; 2] = ["hq.example.net:1", "203.0.113.7:1"].map(|text| text.parse().unwrap());
         let calls = Ask { endpoint: None, families: families("[::]:0") };
-        let asks = [ask(&name, "192.0.2.9:0"), calls, ask(&other, "[::]:0"), ask(&name, "[::]:0"), ask(&name, "[::1]:0")];
+        let asks =
+            [ask(&name, "192.0.2.9:0"), calls, ask(&other, "[::]:0"), ask(&name, "[::]:0"), ask(&name, "[::1]:0")];
         let sought = Sought::all(&asks);
         let by = |n: usize| sought[n].by.iter().map(|(who, _)| *who).collect::<Vec<_>>();
         assert_eq!((sought.len(), by(0), by(1)), (2, vec![0, 3, 4], vec![2]));

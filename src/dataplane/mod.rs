@@ -152,7 +152,15 @@ impl Dataplane {
         receiver: impl Open,
         levels: Arc<Levels>,
     ) -> io::Result<(Dataplane, Mailbox)> {
-        Dataplane::start_with(device, vec![(SocketId(0), socket)], Treatment::default(), sender, receiver, levels, |_| {})
+        Dataplane::start_with(
+            device,
+            vec![(SocketId(0), socket)],
+            Treatment::default(),
+            sender,
+            receiver,
+            levels,
+            |_| {},
+        )
     }
 
     /// As [`start`](Self::start), on up to [`MAX_SOCKETS`] sockets; user data gets its `treatment`, and each loop's thread calls `begin` before it touches a packet.
