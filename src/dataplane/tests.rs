@@ -485,7 +485,7 @@ fn what_waited_goes_by_the_new_path() {
 #[test]
 fn a_held_loop_sleeps_and_stops_when_told() {
     let (device, interface) =
-        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_NONBLOCK).unwrap();
     let device = Arc::new(Device::new(device, Layer::Ip, TunOffloads::NONE));
     let handoff: Arc<Handoff<EgressUpdate>> = Arc::new(Handoff::new().unwrap());
     let (levels, (outbox, _mailbox)) = (Arc::<Levels>::default(), mailbox::open());
@@ -498,6 +498,8 @@ fn a_held_loop_sleeps_and_stops_when_told() {
     // It looks at commands alone in this turn, as if the frame had come after them.
     egress.wait().unwrap();
     assert_eq!(egress.turn(0b10).unwrap(), Turn::Idle);
+    // In the middle of its turns it goes by what it found ready before.
+    assert_eq!(egress.turn(0b11).unwrap(), Turn::Idle, "a frame was read");
     let (slept, woken) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         let ready = egress.wait().unwrap();
