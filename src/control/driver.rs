@@ -177,7 +177,13 @@ impl Driver {
                 debug!("user data cannot leave from the address in use: {error}");
                 self.link.handle_send_failure(now, path);
             }
-            Woken::Mail(Message::TooBig { .. }) => self.link.handle_too_big(now, None),
+            Woken::Mail(Message::TooBig { path }) => {
+                // What a second way does not take says nothing of the line's own.
+                let line = self.link.status().path;
+                if line.is_some_and(|line| (line.socket, line.peer) == (path.socket, path.peer)) {
+                    self.link.handle_too_big(now, None);
+                }
+            }
             Woken::Mail(Message::LoopDied { which, error }) => {
                 let interface = self.identity.interface.clone();
                 self.end(now, Err(RunError::LoopDied { which, interface, source: error }));
