@@ -49,6 +49,14 @@ impl Seal for Sender {
         self.path
     }
 
+    fn second(&self) -> Option<Path> {
+        None
+    }
+
+    fn is_held(&self) -> bool {
+        false
+    }
+
     fn take_keepalive(&mut self) -> bool {
         false
     }

@@ -158,7 +158,7 @@ impl Driver {
                 debug!("user data cannot leave from the address in use: {error}");
                 self.link.handle_send_failure(now, path);
             }
-            Woken::Mail(Message::TooBig) => self.link.handle_too_big(now, None),
+            Woken::Mail(Message::TooBig { .. }) => self.link.handle_too_big(now, None),
             Woken::Mail(Message::LoopDied { which, error }) => {
                 let interface = self.identity.interface.clone();
                 self.end(now, Err(RunError::LoopDied { which, interface, source: error }));
@@ -212,7 +212,8 @@ impl Driver {
         }
         let link = self.link.status();
         let path = link.path.map(|path| path.peer);
-        if let Err(error) = self.dataplane.admit(path) {
+        let peers: Vec<_> = path.iter().flat_map(|peer| self.dataplane.sockets().map(|id| (id, *peer))).collect();
+        if let Err(error) = self.dataplane.admit(&peers) {
             debug!("what the peer sends may come later than what others do: {error}");
         }
         let peer = path.or(self.state.sought.first().copied()).map(|address| address.ip());

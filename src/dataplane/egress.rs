@@ -1,5 +1,5 @@
-//! From the interface to the wire: read until the device is empty, cut, seal, send in runs; frames that do not fit one datagram go in
-//! pieces. Never a timer to fill a batch.
+//! From the interface to the wire: read until the device is empty, cut, seal, send in runs, by one path or by two; frames that do not
+//! fit one datagram go in pieces. Never a timer to fill a batch. Frames that are to wait do so in the device.
 
 use super::device::Device;
 use super::handoff::{Handoff, Inbox};
@@ -32,6 +32,10 @@ const SUPER_PACKET: usize = 1 << 16;
 const FRAMES: u32 = 0b01;
 const COMMANDS: u32 = 0b10;
 
+/// The path, and the one that copies go by.
+const FIRST: usize = 0;
+const SECOND: usize = 1;
+
 /// All the egress loop owns.
 pub(super) struct Egress<S> {
     device: Arc<Device>,
@@ -56,11 +60,13 @@ struct Outlet<S> {
     batch: Batch<Marks>,
     treatment: Treatment,
     sends: SendBatch,
+    /// For the second path, which is to hold up nothing.
+    copies: SendBatch,
     levels: Arc<Levels>,
     traffic: Arc<Traffic>,
     outbox: Outbox,
-    /// Whether the path's local address was reported as bad since the last update.
-    blamed: bool,
+    /// Whether the local address of the path and of the second one was reported as bad since the last update.
+    blamed: [bool; 2],
 }
 
 impl<S: Seal> Egress<S> {
@@ -79,19 +85,20 @@ impl<S: Seal> Egress<S> {
             batch: Batch::new(LAYOUT),
             treatment,
             sends: SendBatch::new(BATCH),
+            copies: SendBatch::hasty(BATCH),
             levels,
             traffic,
             outbox,
-            blamed: false,
+            blamed: [false; 2],
         };
         Egress { device, staging: vec![0; NEAR + SUPER_PACKET].into(), outlet }
     }
 
-    /// Reads until the device is empty or the batch is full, and says whether there was anything. A run of segments goes
-    /// out as soon as it is cut.
+    /// Reads until the device is empty, the batch is full or frames are to wait, and says whether there was anything. A run of segments
+    /// goes out as soon as it is cut.
     fn read_frames(&mut self) -> io::Result<ControlFlow<(), bool>> {
         let mut any = false;
-        loop {
+        while !self.outlet.sender.is_held() {
             let checksums = self.outlet.checksums();
             let Some(room) = self.outlet.batch.room() else { break };
             let near = &mut room[..NEAR];
@@ -132,7 +139,8 @@ impl<S: Seal> Egress<S> {
 
 impl<S: Seal> Turns for Egress<S> {
     fn wait(&mut self) -> io::Result<u32> {
-        let ready = wait_readable([Some(self.device.as_fd()), Some(self.outlet.inbox.as_fd())], None)?;
+        let device = (!self.outlet.sender.is_held()).then(|| self.device.as_fd());
+        let ready = wait_readable([device, Some(self.outlet.inbox.as_fd())], None)?;
         if ready & COMMANDS != 0 {
             self.outlet.inbox.still();
         }
@@ -219,7 +227,7 @@ impl<S: Seal> Outlet<S> {
     fn take_updates(&mut self) -> ControlFlow<()> {
         self.inbox.take(|update| {
             self.sender.apply(update);
-            self.blamed = false;
+            self.blamed = [false; 2];
         })?;
         if self.sender.take_keepalive() {
             self.send_keepalive();
@@ -227,24 +235,20 @@ impl<S: Seal> Outlet<S> {
         ControlFlow::Continue(())
     }
 
-    /// Sends the sealed batch, neighbours of one size and class as one run, and empties it.
+    /// Sends the sealed batch by the path, and the same by the second one, and empties it. What is lost is what the path lost: nobody
+    /// counts on the copies.
     fn send(&mut self) {
         if self.batch.is_empty() {
             return;
         }
         let path = self.sender.path();
-        let report = match path.and_then(|path| Some((path, self.inbox.sockets.get(path.socket)?))) {
-            Some((path, socket)) => {
-                let own = self.treatment.dscp.own();
-                let runs = self.batch.runs(|marks| marks.class).map(|(bytes, size, class)| {
-                    let run = Run::new(bytes, size);
-                    // What the socket does by itself need not be said.
-                    if class == own { run } else { run.with_class(class) }
-                });
-                self.sends.send(socket, path.peer, path.local, runs)
-            }
+        let report = match path {
+            Some(path) => self.send_by(path, FIRST),
             None => SendReport { failed: self.batch.len(), ..SendReport::default() },
         };
+        if let Some(second) = self.sender.second() {
+            self.send_by(second, SECOND);
+        }
         self.sender.handed_over();
         // A frame is counted with its first piece.
         let first = |marks: &Marks| matches!(marks.flags & data_flags::PIECE, 0 | data_flags::FIRST_PIECE);
@@ -253,13 +257,29 @@ impl<S: Seal> Outlet<S> {
         self.traffic.packets.add(frames.min(report.sent) as u64);
         self.traffic.bytes.add((report.bytes - report.sent * MIN_TRANSPORT) as u64);
         self.traffic.errors.add(report.failed as u64);
+        (0..report.too_big).for_each(|_| self.levels.drops.too_big.bump());
+    }
+
+    /// Sends the batch by one of the two paths, neighbours of one size and class as one run; what speaks against the path is told.
+    fn send_by(&mut self, path: Path, which: usize) -> SendReport {
+        let Some(socket) = self.inbox.sockets.get(path.socket) else {
+            return SendReport { failed: self.batch.len(), ..SendReport::default() };
+        };
+        let own = self.treatment.dscp.own();
+        let runs = self.batch.runs(|marks| marks.class).map(|(bytes, size, class)| {
+            let run = Run::new(bytes, size);
+            // What the socket does by itself need not be said.
+            if class == own { run } else { run.with_class(class) }
+        });
+        let sends = if which == FIRST { &mut self.sends } else { &mut self.copies };
+        let mut report = sends.send(socket, path.peer, path.local, runs);
         if report.too_big > 0 {
-            (0..report.too_big).for_each(|_| self.levels.drops.too_big.bump());
-            self.outbox.too_big();
+            self.outbox.too_big(path);
         }
-        if let (Some(path), Some(error)) = (path, report.error) {
-            self.blame(path, error);
+        if let Some(error) = report.error.take() {
+            self.blame(path, which, error);
         }
+        report
     }
 
     /// An empty datagram on its own, so that it counts as no user packet.
@@ -268,19 +288,20 @@ impl<S: Seal> Outlet<S> {
         if self.sender.seal(0, &mut datagram).is_err() {
             return;
         }
-        let Some(path) = self.sender.path() else { return };
-        let Some(socket) = self.inbox.sockets.get(path.socket) else { return };
-        let sent = socket.send_to(&datagram, path.peer, path.local);
-        self.sender.handed_over();
-        if let Err(error) = sent {
-            self.blame(path, error);
+        for (which, path) in [(FIRST, self.sender.path()), (SECOND, self.sender.second())] {
+            let Some(path) = path else { continue };
+            let Some(socket) = self.inbox.sockets.get(path.socket) else { continue };
+            if let Err(error) = socket.send_to(&datagram, path.peer, path.local) {
+                self.blame(path, which, error);
+            }
         }
+        self.sender.handed_over();
     }
 
     /// Tells the engine, once for each path it gives, that the path's local address does not work.
-    fn blame(&mut self, path: Path, error: io::Error) {
-        if path.local.is_some() && !self.blamed && udp::unpins(&error) {
-            self.blamed = self.outbox.send_failed(path, error);
+    fn blame(&mut self, path: Path, which: usize, error: io::Error) {
+        if path.local.is_some() && !self.blamed[which] && udp::unpins(&error) {
+            self.blamed[which] = self.outbox.send_failed(path, error);
         }
     }
 }

@@ -11,6 +11,10 @@ pub trait Seal: Send + 'static {
     fn apply(&mut self, update: EgressUpdate);
     /// [`Sender::path`].
     fn path(&self) -> Option<Path>;
+    /// [`Sender::second`].
+    fn second(&self) -> Option<Path>;
+    /// [`Sender::is_held`].
+    fn is_held(&self) -> bool;
     /// [`Sender::take_keepalive`].
     fn take_keepalive(&mut self) -> bool;
     /// [`Sender::partial_checksum`].
@@ -42,6 +46,12 @@ impl Seal for Sender {
     }
     fn path(&self) -> Option<Path> {
         Sender::path(self)
+    }
+    fn second(&self) -> Option<Path> {
+        Sender::second(self)
+    }
+    fn is_held(&self) -> bool {
+        Sender::is_held(self)
     }
     fn take_keepalive(&mut self) -> bool {
         Sender::take_keepalive(self)

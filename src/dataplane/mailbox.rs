@@ -53,7 +53,10 @@ pub enum Message {
         error: io::Error,
     },
     /// This machine did not take user data because of its size (EMSGSIZE).
-    TooBig,
+    TooBig {
+        /// The path it was for.
+        path: Path,
+    },
     /// A loop ended by an error: the device is gone, say. The link is of no more use.
     LoopDied {
         /// Which of them.
@@ -120,8 +123,8 @@ impl Outbox {
     }
 
     /// User data was refused for its size; should there be no room it will be again.
-    pub(super) fn too_big(&self) {
-        let _ = self.failed.try_send(Message::TooBig);
+    pub(super) fn too_big(&self, path: Path) {
+        let _ = self.failed.try_send(Message::TooBig { path });
     }
 
     /// Whatever `receiver` wants noticed; it keeps what the box has no room for.

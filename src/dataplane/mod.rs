@@ -36,7 +36,7 @@ use crate::protocol::wire::Kind;
 use crate::protocol::{EgressUpdate, IngressUpdate, Path, SocketId, constants};
 use crate::sys::offloads::Offloads;
 use crate::sys::priority::set_nice;
-use crate::sys::udp::{Guest, Looks, UdpSocket, Word};
+use crate::sys::udp::{Looks, UdpSocket, Word};
 use handoff::{Command, Handoff};
 use mailbox::Outbox;
 use sockets::Sockets;
@@ -69,8 +69,15 @@ const SESSION: Looks = Looks {
 const _: () = assert!(Kind::Data as u8 & 0xFC == 0x04 && Kind::Control as u8 & 0xFC == 0x04);
 const _: () = assert!(constants::SEAL_DATAGRAMS <= 1 << 32);
 
-fn guest(peer: Option<SocketAddr>) -> Option<Guest> {
-    peer.map(|address| Guest { address, looks: &SESSION })
+/// The guests at one socket, each once.
+fn at(guests: &[(SocketId, SocketAddr)], socket: SocketId) -> Vec<SocketAddr> {
+    let mut known = Vec::new();
+    for (_, address) in guests.iter().filter(|(id, _)| *id == socket) {
+        if !known.contains(address) {
+            known.push(*address);
+        }
+    }
+    known
 }
 
 /// What config says of user traffic, beside that it is sealed.
@@ -124,8 +131,8 @@ pub struct Dataplane {
     egress: Arc<Handoff<EgressUpdate>>,
     ingress: Arc<Handoff<IngressUpdate>>,
     sockets: Sockets,
-    /// Whose datagrams do not come by the door.
-    peer: Option<SocketAddr>,
+    /// Whose datagrams do not come by the door of which socket.
+    guests: Vec<(SocketId, SocketAddr)>,
     device: Arc<Device>,
     tx: Arc<Traffic>,
     rx: Arc<Traffic>,
@@ -167,7 +174,7 @@ impl Dataplane {
             egress: Arc::new(Handoff::new()?),
             ingress: Arc::new(Handoff::new()?),
             sockets: Sockets::default(),
-            peer: None,
+            guests: Vec::new(),
             device: device.clone(),
             tx: Arc::default(),
             rx: Arc::default(),
@@ -225,23 +232,31 @@ impl Dataplane {
     }
 
     fn share(&mut self, id: SocketId, socket: Arc<UdpSocket>) -> io::Result<()> {
-        socket.admit(guest(self.peer))?;
+        socket.admit(&at(&self.guests, id), &SESSION)?;
         self.sockets.open(id, socket.clone())?;
         self.egress.push(Command::Open(id, socket.clone()));
         self.ingress.push(Command::Open(id, socket));
         Ok(())
     }
 
-    /// Tells the peer's address: what may be of a session and comes from it comes first, and all else is looked at only so
-    /// often. All of it is, while nobody floods.
+    /// Tells the peer's addresses, and at which socket each is expected, also of sockets still to be opened: what may be of a session
+    /// and comes from there comes first, and all else is looked at only so often. All of it is, while nobody floods. Of the addresses at
+    /// one socket the first [`udp::MAX_GUESTS`](crate::sys::udp::MAX_GUESTS) count.
     ///
     /// # Errors
-    /// `OutOfMemory` when the kernel says so: some sockets go by the address before.
-    pub fn admit(&mut self, peer: Option<SocketAddr>) -> io::Result<()> {
-        if mem::replace(&mut self.peer, peer) != peer {
-            self.sockets.iter().try_for_each(|socket| socket.admit(guest(peer)))?;
+    /// `OutOfMemory` when the kernel says so: some sockets go by the addresses before.
+    pub fn admit(&mut self, peers: &[(SocketId, SocketAddr)]) -> io::Result<()> {
+        if self.guests == peers {
+            return Ok(());
         }
-        Ok(())
+        let before = mem::replace(&mut self.guests, peers.to_vec());
+        let mut changed = self.sockets.iter().filter(|(id, _)| at(&before, *id) != at(peers, *id));
+        changed.try_for_each(|(id, socket)| socket.admit(&at(peers, *id), &SESSION))
+    }
+
+    /// The sockets that are open.
+    pub fn sockets(&self) -> impl Iterator<Item = SocketId> {
+        self.sockets.iter().map(|(id, _)| *id)
     }
 
     /// Closes a socket, as soon as both loops have let go of it.

@@ -5,7 +5,7 @@ use crate::sys::udp::UdpSocket;
 use std::io;
 use std::sync::Arc;
 
-/// The most sockets open at once: the one in use, one being tried, and some slack.
+/// The most sockets open at once: one for each way there may be, or the one in use, one being tried, and some slack.
 pub const MAX: usize = 4;
 
 /// Up to [`MAX`] sockets.
@@ -31,8 +31,8 @@ impl Sockets {
         self.0.iter().find_map(|(known, socket)| (*known == id).then_some(socket))
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &UdpSocket> {
-        self.0.iter().map(|(_, socket)| &**socket)
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(SocketId, Arc<UdpSocket>)> {
+        self.0.iter()
     }
 
     /// The n-th socket, in the order they were opened.

@@ -427,7 +427,8 @@ fn an_admitted_peer_is_heard_on_every_socket_and_so_are_others() {
     let mut line = Line::local();
     let b = line.b.address;
     for (frame, admitted) in [(1, None), (2, Some(b)), (3, Some("192.0.2.1:9".parse().unwrap())), (4, Some(b))] {
-        line.a.dataplane.admit(admitted).unwrap();
+        let admitted: Vec<_> = admitted.map(|peer| (SocketId(0), peer)).into_iter().collect();
+        line.a.dataplane.admit(&admitted).unwrap();
         line.b.interface.send(&v4(100, frame)).unwrap();
         assert_eq!(line.a.frame(), v4(100, frame), "{admitted:?}");
     }
@@ -445,7 +446,7 @@ fn an_admitted_peer_is_heard_on_every_socket_and_so_are_others() {
 fn what_floods_the_door_is_taken_no_faster_than_the_loop_wants() {
     const BATCHES: u32 = 100;
     let mut line = Line::local();
-    line.a.dataplane.admit(Some(line.b.address)).unwrap();
+    line.a.dataplane.admit(&[(SocketId(0), line.b.address)]).unwrap();
     let (stranger, to) = (bind("127.0.0.1:0"), line.a.address);
     let junk = u64::from(BATCHES) * ingress::ROOMS as u64;
     let started = Instant::now();

@@ -1,4 +1,4 @@
-//! The door: a second queue on a socket's port, for whatever does not come from the peer's address, or does not look as
+//! The door: a second queue on a socket's port, for whatever does not come from an address of the peer's, or does not look as
 //! what the peer sends.
 //!
 //! Who floods a port from elsewhere fills the door's queue, not the one the peer's datagrams wait in, and how fast the door is
@@ -23,6 +23,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 const PEER: u32 = 0;
 const DOOR: u32 = 1;
 
+/// The most guests of one socket.
+pub const MAX_GUESTS: usize = 4;
+
 /// Where an IPv4 header has its source address (RFC 791, section 3.1).
 const V4_SOURCE: u32 = 12;
 /// Where an IPv6 header names the next one, has its source address, and ends (RFC 8200, section 3).
@@ -41,13 +44,13 @@ fn open(of: &UdpSocket) -> io::Result<OwnedFd> {
         socket::setsockopt(fd, sockopt::ReusePort, &true)?;
     }
     socket::bind(door.as_raw_fd(), &SockaddrStorage::from(address))?;
-    admit(&of.fd, None)?;
+    admit(&of.fd, &[], &ANY)?;
     Ok(door)
 }
 
-/// Lets what is from `guest` to the socket itself, and all else to its door.
-fn admit(port: &OwnedFd, guest: Option<Guest>) -> io::Result<()> {
-    let mut code = program(guest);
+/// Lets what is from one of `guests` and has their `looks` to the socket itself, and all else to its door.
+fn admit(port: &OwnedFd, guests: &[SocketAddr], looks: &Looks) -> io::Result<()> {
+    let mut code = program(guests, looks);
     let program = sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
     let (pointer, length) = ((&raw const program).cast(), size_of::<sock_fprog>() as u32);
     // SAFETY: the descriptor is open, and `pointer` is to a live `sock_fprog` of `length` bytes, which points to `len`
@@ -56,15 +59,6 @@ fn admit(port: &OwnedFd, guest: Option<Guest>) -> io::Result<()> {
         libc::setsockopt(port.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, pointer, length)
     };
     Ok(Errno::result(result).map(drop)?)
-}
-
-/// Who does not come by the door.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Guest {
-    /// Whence.
-    pub address: SocketAddr,
-    /// What its datagrams look like.
-    pub looks: &'static Looks,
 }
 
 /// What is the same in all datagrams that are not for the door. The first one of a run speaks for all.
@@ -87,6 +81,9 @@ pub struct Word {
     pub value: u32,
 }
 
+/// Nothing is asked of a datagram.
+const ANY: Looks = Looks { length: 0, words: &[] };
+
 /// What must be found where.
 struct Check {
     load: Vec<sock_filter>,
@@ -95,25 +92,31 @@ struct Check {
     value: u32,
 }
 
-/// A program that gives [`PEER`] for what is from `guest` and [`DOOR`] for all else.
-fn program(guest: Option<Guest>) -> Vec<sock_filter> {
-    let Some(guest) = guest else { return vec![step(BPF_RET | BPF_K, DOOR)] };
-    let mut checks = looks(guest.looks);
-    checks.extend(from(guest.address));
-    // Each check is its loads and a comparison; the verdicts stand at the end, the peer's first.
-    let verdicts: usize = checks.iter().map(|check| check.load.len() + 1).sum();
-    let mut code = Vec::with_capacity(verdicts + 2);
-    for check in checks {
-        code.extend(check.load);
-        let otherwise = verdicts - code.len(); // over the rest and the first verdict
-        code.push(sock_filter { jf: otherwise as u8, ..step(BPF_JMP | check.how | BPF_K, check.value) });
-    }
-    code.extend([PEER, DOOR].map(|verdict| step(BPF_RET | BPF_K, verdict)));
+/// A program that gives [`PEER`] for what is from one of `guests` and has their `looks`, and [`DOOR`] for all else.
+fn program(guests: &[SocketAddr], looks: &Looks) -> Vec<sock_filter> {
+    let any = guests.iter().take(MAX_GUESTS).flat_map(|guest| when(from(*guest), vec![verdict(PEER)])).collect();
+    let mut code = when(checks(looks), any);
+    code.push(verdict(DOOR));
     code
 }
 
+/// What does `then` if all `checks` hold, and else goes on behind it. It jumps over what four guests take at most, so that a byte is
+/// enough to say how far.
+fn when(checks: Vec<Check>, then: Vec<sock_filter>) -> Vec<sock_filter> {
+    let mut code = then;
+    for Check { mut load, how, value } in checks.into_iter().rev() {
+        load.push(sock_filter { jf: code.len() as u8, ..step(BPF_JMP | how | BPF_K, value) });
+        code.splice(..0, load);
+    }
+    code
+}
+
+fn verdict(which: u32) -> sock_filter {
+    step(BPF_RET | BPF_K, which)
+}
+
 /// The length first: a load from beyond the end would end the program with 0, which is [`PEER`].
-fn looks(looks: &Looks) -> Vec<Check> {
+fn checks(looks: &Looks) -> Vec<Check> {
     let length = Check { load: vec![step(BPF_LD | BPF_W | BPF_LEN, 0)], how: BPF_JGE, value: looks.length };
     let word = |word: &Word| {
         let load = vec![step(BPF_LD | BPF_W | BPF_ABS, word.at), step(BPF_ALU | BPF_AND | BPF_K, word.mask)];
@@ -175,17 +178,17 @@ impl UdpSocket {
         Ok(())
     }
 
-    /// What is from anyone but the guest is to be received here, if anywhere.
+    /// What is from anyone but a guest is to be received here, if anywhere.
     pub fn door(&self) -> Option<BorrowedFd<'_>> {
         self.door.as_ref().map(AsFd::as_fd)
     }
 
-    /// Has what is from this guest, and nothing else, come by the socket itself from now on. What is queued stays
-    /// where it is. Without a door it changes nothing.
+    /// Has what is from one of these guests and has their looks, and nothing else, come by the socket itself from now on; of the
+    /// guests the first [`MAX_GUESTS`]. What is queued stays where it is. Without a door it changes nothing.
     ///
     /// # Errors
     /// When the kernel is out of memory: it stays as it was.
-    pub fn admit(&self, guest: Option<Guest>) -> io::Result<()> {
-        if self.door.is_some() { admit(&self.fd, guest) } else { Ok(()) }
+    pub fn admit(&self, guests: &[SocketAddr], looks: &Looks) -> io::Result<()> {
+        if self.door.is_some() { admit(&self.fd, guests, looks) } else { Ok(()) }
     }
 }

@@ -169,6 +169,8 @@ enum Stop {
 
 /// What sendmmsg(2) needs for a batch, allocated once and used over and over by one thread.
 pub struct SendBatch {
+    /// Whether it waits for room in a full buffer.
+    patient: bool,
     messages: Box<[mmsghdr]>,
     pieces: Box<[iovec]>,
     controls: Box<[Control]>,
@@ -187,11 +189,17 @@ impl SendBatch {
         let (message, piece) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         let size = size.max(1);
         SendBatch {
+            patient: true,
             messages: vec![message; size].into(),
             pieces: vec![piece; size].into(),
             controls: vec![Control::EMPTY; size].into(),
             datagrams: vec![0; size].into(),
         }
+    }
+
+    /// The same, for what may rather be lost than hold up the loop: it does not wait for room in a full buffer.
+    pub fn hasty(size: usize) -> Self {
+        SendBatch { patient: false, ..SendBatch::new(size) }
     }
 
     /// Sends the datagrams of all `runs` to `peer`, in order, from `local` if that is given.
@@ -267,7 +275,7 @@ impl SendBatch {
                         next += sent;
                     }
                     Err(Errno::EINTR) => {}
-                    Err(Errno::EAGAIN) if socket.wait_for_room() => {}
+                    Err(Errno::EAGAIN) if self.patient && socket.wait_for_room() => {}
                     Err(error) => {
                         drop_one(report, error, self.datagrams[next])?;
                         trial = None;

@@ -409,21 +409,39 @@ fn only_the_peer_comes_by_the_socket_itself_and_all_others_by_the_door() {
         assert!(lying(socket.as_fd()).is_empty(), "{listen}: nobody was admitted");
         assert_eq!(lying(door), [&[&b"peer"[..]], &strangers[..]].concat(), "{listen}");
 
-        socket.admit(guest(&peer)).unwrap();
+        socket.admit(&[peer.local_addr().unwrap()], &ANY).unwrap();
         send_all();
         assert_eq!(lying(socket.as_fd()), [b"peer"], "{listen}");
         assert_eq!(lying(door), strangers, "{listen}");
 
-        socket.admit(guest(&other_port)).unwrap();
+        socket.admit(&[other_port.local_addr().unwrap()], &ANY).unwrap();
         send_all();
         assert_eq!(lying(socket.as_fd()), [b"port"], "{listen}: the peer has moved");
     }
 }
 
-/// Whose datagrams of any length are not for the door.
-fn guest(socket: &UdpSocket) -> Option<Guest> {
-    const ANY: Looks = Looks { length: 0, words: &[] };
-    Some(Guest { address: socket.local_addr().unwrap(), looks: &ANY })
+/// Datagrams of any length are not for the door.
+const ANY: Looks = Looks { length: 0, words: &[] };
+
+#[test]
+fn each_of_several_guests_comes_by_the_socket_itself_whatever_its_family() {
+    let v4 = ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"].map(ip);
+    let v6 = [ip("::1"); 5];
+    for sources in [v4, v6, [v4[0], v6[0], v4[1], v6[0], v4[2]], [v6[0], v4[0], v6[0], v4[1], v6[0]]] {
+        let socket = behind_a_door("[::]:0");
+        let peers = sources.map(|source| UdpSocket::bind(SocketAddr::new(source, 0)).unwrap());
+        let addresses = peers.each_ref().map(|peer| peer.local_addr().unwrap());
+        let target = |source: IpAddr| loopback(&socket, if source.is_ipv4() { v4[0] } else { v6[0] });
+        for admitted in 0..=addresses.len() {
+            socket.admit(&addresses[..admitted], &ANY).unwrap();
+            for (n, (peer, source)) in peers.iter().zip(sources).enumerate() {
+                peer.send_to(&[n as u8], target(source), None).unwrap();
+            }
+            let (inside, door) = (lying(socket.as_fd()).concat(), lying(socket.door().unwrap()).concat());
+            let guests = admitted.min(MAX_GUESTS) as u8;
+            assert_eq!((inside, door), ((0..guests).collect(), (guests..5).collect()), "{sources:?}");
+        }
+    }
 }
 
 #[test]
@@ -439,7 +457,9 @@ fn what_does_not_look_like_the_peers_comes_by_the_door_whoever_it_is_from() {
     for (listen, target) in [("[::]:0", "127.0.0.1"), ("[::]:0", "::1")] {
         let (socket, target) = (behind_a_door(listen), ip(target));
         let peer = UdpSocket::bind(SocketAddr::new(target, 0)).unwrap();
-        socket.admit(Some(Guest { address: peer.local_addr().unwrap(), looks: &LOOKS })).unwrap();
+        // What it looks like counts for each guest, and an address nobody has among them is no harm.
+        let nobody = "[2001:db8::1]:9".parse().unwrap();
+        socket.admit(&[nobody, peer.local_addr().unwrap(), "192.0.2.1:9".parse().unwrap()], &LOOKS).unwrap();
         for datagram in others.iter().chain(&peers) {
             peer.send_to(datagram, loopback(&socket, target), None).unwrap();
         }
