@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use super::{FAILED, Failure, StatusArgs, print};
 use crate::config::{self, Config};
-use crate::control::status::{self, AskError, Carrier, Drops, Rotation, Sandbox, State, Status, Traffic};
+use crate::control::status::{self, AskError, Carrier, Drops, NamedPath, Rotation, Sandbox, State, Status, Traffic};
 
 /// The link is not up, or not running.
 const NOT_UP: u8 = 3;
@@ -126,6 +126,9 @@ fn show(status: &Status) -> String {
     if !facts.is_empty() {
         let _ = write!(text, "\n  path      {}", facts.join(", "));
     }
+    for (n, path) in status.paths.iter().enumerate() {
+        let _ = write!(text, "\n  {:<9} {}", if n == 0 { "ways out" } else { "" }, named_path(path));
+    }
     let _ = write!(text, "\n  sent      {}\n  received  {}", traffic(&path.tx), traffic(&path.rx));
     if status.drops != Drops::default() {
         let _ = write!(text, "\n  dropped   {}", drops(&status.drops));
@@ -134,6 +137,32 @@ fn show(status: &Status) -> String {
         let _ = write!(text, "\n  sandbox   {}", locks(sandbox));
     }
     text + "\n"
+}
+
+/// `fibre (wan0) to 203.0.113.7:7311: up since 2026-01-02T03:04:05Z, in use, rtt 12.1 ms, 0.0 % of checks lost lately`
+fn named_path(path: &NamedPath) -> String {
+    let mut text = path.name.clone();
+    let ties: Vec<&str> = [&path.interface, &path.local].into_iter().flatten().map(String::as_str).collect();
+    if !ties.is_empty() {
+        let _ = write!(text, " ({})", ties.join(", "));
+    }
+    if let Some(endpoint) = &path.endpoint {
+        let _ = write!(text, " to {endpoint}");
+    }
+    let _ = write!(text, ": {}", state(path.state));
+    if let Some(since) = &path.since {
+        let _ = write!(text, " since {since}");
+    }
+    if path.used {
+        text += ", in use";
+    }
+    if let Some(rtt) = path.rtt_ms {
+        let _ = write!(text, ", rtt {rtt:.1} ms");
+    }
+    if let Some(loss) = path.loss_ratio {
+        let _ = write!(text, ", {:.1} % of checks lost lately", loss * 100.0);
+    }
+    text
 }
 
 /// What routing sees of the line, and why it is damped where it is.
@@ -284,6 +313,7 @@ mod tests {
                 tx: traffic(1_234, 1_234_567, Some(0.0), 1440),
                 rx: traffic(7, 588, Some(0.25), 1272),
             },
+            paths: Vec::new(),
             drops: Drops { replayed: 3, too_big: 1, ..Drops::default() },
             offloads: Default::default(),
             sandbox: Some(Sandbox {
@@ -338,6 +368,40 @@ tl0 (hq): down since 2026-01-02T03:04:05Z
   sandbox   no capabilities, no seccomp, no landlock
 ";
         assert_eq!(show(&status), shown);
+    }
+
+    #[test]
+    fn each_path_has_a_line() {
+        let fibre = NamedPath {
+            name: "fibre".into(),
+            interface: Some("wan0".into()),
+            local: Some("192.0.2.9".into()),
+            endpoint: Some("203.0.113.7:7311".into()),
+            priority: 10,
+            state: State::Up,
+            since: Some("2026-01-02T03:04:05Z".into()),
+            used: true,
+            rtt_ms: Some(12.14),
+            loss_ratio: Some(0.125),
+        };
+        let lte = NamedPath {
+            name: "lte".into(),
+            interface: None,
+            local: None,
+            endpoint: None,
+            state: State::Down,
+            since: None,
+            used: false,
+            rtt_ms: None,
+            loss_ratio: None,
+            ..fibre.clone()
+        };
+        let status = Status { paths: vec![fibre, lte], ..status() };
+        let shown = "
+  ways out  fibre (wan0, 192.0.2.9) to 203.0.113.7:7311: up since 2026-01-02T03:04:05Z, in use, rtt 12.1 ms, 12.5 % of checks lost lately
+            lte: down
+  sent ";
+        assert!(show(&status).contains(shown), "{}", show(&status));
     }
 
     #[test]

@@ -69,10 +69,10 @@ impl Confinement {
     }
 
     /// How names are looked up: by a helper if the process is to be confined, which is started here.
-    pub(super) fn lookup(&self, endpoint: Option<&Endpoint>) -> Result<Lookup, RunError> {
-        let is_name = endpoint.is_some_and(|endpoint| endpoint.address().is_none());
+    pub(super) fn lookup<'a>(&self, endpoints: impl IntoIterator<Item = &'a Endpoint>) -> Result<Lookup, RunError> {
+        let is_name = |endpoint: &Endpoint| endpoint.address().is_none();
         match self.sandbox {
-            Some(sandbox) if is_name => {
+            Some(sandbox) if endpoints.into_iter().any(is_name) => {
                 let user = self.user.clone().unwrap_or(User::NOBODY);
                 let helper = Helper::start(sandbox.names, &user);
                 Ok(Lookup::by(helper.map_err(RunError::system("cannot start the helper that looks names up"))?))

@@ -11,6 +11,7 @@ use super::resolver::Resolver;
 use super::status::{Client, Identity, Listener, Moment, Since, WallClock};
 use super::story::Story;
 use super::{RunError, clock, keys};
+use crate::config::PathConfig;
 use crate::dataplane::{Dataplane, Mailbox, Message};
 use crate::keys::secret::leaving_no_trace;
 use crate::protocol::control::State;
@@ -18,6 +19,7 @@ use crate::protocol::{Event, Input, Link, Output, Path, SocketId, Time, Transmit
 use crate::sys::memory;
 use crate::sys::timer::Timer;
 use crate::sys::udp;
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -61,7 +63,8 @@ async fn changed(of: &mut watch::Receiver<Option<u16>>) {
 enum Woken {
     Timer(io::Result<()>),
     Mail(Message),
-    Addresses(Vec<SocketAddr>),
+    /// Of one of config's paths, or of the link.
+    Addresses(usize, Vec<SocketAddr>),
     Asked(Client),
     Ceiling,
     Hangup,
@@ -89,8 +92,10 @@ pub(super) struct DriverState {
     story: Story,
     /// For when the state changed, and when each direction's size was found.
     wall_clocks: [WallClock; 3],
-    /// Where the peer is looked for.
-    sought: Vec<SocketAddr>,
+    /// For when each of config's paths came or went.
+    path_clocks: Vec<WallClock>,
+    /// Where the peer is looked for, by each of config's paths, or by the link.
+    sought: BTreeMap<usize, Vec<SocketAddr>>,
     /// The peer is not heard: the name may mean another address by now.
     look_again: bool,
     /// It has been said that keys lie on pages that are not locked.
@@ -100,6 +105,20 @@ pub(super) struct DriverState {
 }
 
 impl DriverState {
+    pub(super) fn new(paths: &[PathConfig]) -> DriverState {
+        let story = Story::of(paths.iter().map(|path| path.name.clone()).collect());
+        DriverState {
+            story,
+            path_clocks: paths.iter().map(|_| WallClock::default()).collect(),
+            ..DriverState::default()
+        }
+    }
+
+    /// Where the peer is looked for first, and by whom.
+    fn sought_first(&self) -> Option<(usize, SocketAddr)> {
+        self.sought.iter().find_map(|(asker, addresses)| Some((*asker, *addresses.first()?)))
+    }
+
     /// Says once that keys had to be put elsewhere: it cannot be said where that happens.
     fn watch_vault(&mut self) {
         if !self.unlocked && memory::unlocked_blocks() > 0 {
@@ -130,7 +149,7 @@ impl Driver {
             let woken = tokio::select! {
                 fired = inlets.timer.until(due.map(|due| due.0)) => Woken::Timer(fired),
                 message = inlets.mailbox.recv() => Woken::Mail(message),
-                addresses = inlets.resolver.next() => Woken::Addresses(addresses),
+                (asker, addresses) = inlets.resolver.next() => Woken::Addresses(asker, addresses),
                 client = inlets.listener.next() => Woken::Asked(client),
                 () = changed(&mut self.ceiling) => Woken::Ceiling,
                 () = Inlets::hangup(&mut inlets.hangups) => Woken::Hangup,
@@ -163,9 +182,12 @@ impl Driver {
                 let interface = self.identity.interface.clone();
                 self.end(now, Err(RunError::LoopDied { which, interface, source: error }));
             }
-            Woken::Addresses(addresses) => {
-                self.link.handle_addresses(now, &addresses);
-                self.state.sought = addresses;
+            Woken::Addresses(asker, addresses) => {
+                match self.identity.paths.is_empty() {
+                    true => self.link.handle_addresses(now, &addresses),
+                    false => self.link.handle_way_addresses(now, asker, &addresses),
+                }
+                self.state.sought.insert(asker, addresses);
             }
             Woken::Ceiling => {
                 if let Some(ceiling) = *self.ceiling.borrow_and_update() {
@@ -216,8 +238,12 @@ impl Driver {
         if let Err(error) = self.dataplane.admit(&peers) {
             debug!("what the peer sends may come later than what others do: {error}");
         }
-        let peer = path.or(self.state.sought.first().copied()).map(|address| address.ip());
-        let way = Way { peer, found: link.tx_size.map(|found| found.size) };
+        let way = match path {
+            Some(peer) => (self.link.ways().iter().position(|way| way.used), Some(peer)),
+            None => self.state.sought_first().unzip(),
+        };
+        let found = link.tx_size.map(|found| found.size);
+        let way = Way { path: way.0, peer: way.1.map(|address| address.ip()), found };
         self.way.send_if_modified(|told| std::mem::replace(told, way) != way);
     }
 
@@ -230,7 +256,7 @@ impl Driver {
             warn!("the interface's carrier stays as it was: {error}");
         }
         let path = self.link.status().path.map(|path| path.peer);
-        self.line.tell(now, on, path.or(self.state.sought.first().copied()));
+        self.line.tell(now, on, path.or(self.state.sought_first().map(|(_, address)| address)));
     }
 
     fn send(&mut self, now: Time, Transmit { path, datagram }: Transmit) {
@@ -251,7 +277,8 @@ impl Driver {
                 debug!("a datagram to {} was not sent: {error}", path.peer);
             }
             Err(error) => {
-                if let Some(line) = self.state.story.cannot_send(now, path.peer, &error) {
+                let way = self.ports.way_by(path.socket);
+                if let Some(line) = self.state.story.cannot_send(now, path.peer, way, &error) {
                     line.log();
                 }
             }
@@ -267,7 +294,9 @@ impl Driver {
             matches!(event, Event::Quiet | Event::NoAnswer { .. } | Event::State { state: State::Down, .. });
         match event {
             Event::State { state, cause } => self.line.hear(now, state, cause),
-            Event::WantSocket => self.open_port(now),
+            Event::WantSocket if self.identity.paths.is_empty() => self.open_port(now),
+            Event::WantSocket => (0..self.identity.paths.len()).for_each(|way| self.reopen(now, way)),
+            Event::SilentWay { way } => self.reopen(now, way),
             Event::UsesSocket(id) => self.use_port(id),
             _ => {}
         }
@@ -289,6 +318,21 @@ impl Driver {
         }
     }
 
+    /// Opens a path's socket anew, unless another path lives by it.
+    fn reopen(&mut self, now: Time, way: usize) {
+        let ways = self.link.ways();
+        let mut sharers = self.ports.ways_by(self.ports.socket_of(way));
+        if sharers.any(|way| ways.get(way).is_some_and(|way| way.up)) {
+            return;
+        }
+        drop(sharers);
+        if let Some((id, socket)) = self.ports.reopen(now, way)
+            && let Err(error) = self.dataplane.add_socket(id, socket)
+        {
+            warn!("staying with the UDP port there is: {error}");
+        }
+    }
+
     /// The line goes over this socket, and so will the engine's next cold open: the others close.
     fn use_port(&mut self, id: SocketId) {
         for needless in self.ports.take_needless(id) {
@@ -297,17 +341,20 @@ impl Driver {
     }
 
     fn status(&mut self, now: Time) -> String {
-        let (link, levels) = (self.link.status(), self.link.levels());
+        let (link, levels, ways) = (self.link.status(), self.link.levels(), self.link.ways());
         let [state, tx, rx] = &mut self.state.wall_clocks;
+        let paths = &mut self.state.path_clocks;
         let show = |clock: &mut WallClock, moment| clock.show(moment, now, SystemTime::now());
         let since = Since {
             state: show(state, link.since),
             sizes: [(tx, link.tx_size), (rx, link.rx_size)].map(|(clock, found)| show(clock, found?.since)),
+            paths: paths.iter_mut().zip(&ways).map(|(clock, way)| show(clock, way.since)).collect(),
         };
         let moment = Moment {
             now,
             link,
-            sought: self.state.sought.first().copied(),
+            sought: self.state.sought_first().map(|(_, address)| address),
+            ways: &ways,
             ceiling: *self.ceiling.borrow(),
             counters: self.dataplane.counters(),
             drops: &levels.drops,

@@ -11,7 +11,7 @@ use crate::packet::Layer;
 use crate::protocol::constants::MIN_TRANSPORT;
 use crate::protocol::crypto::{CryptoFailure, sha256};
 use crate::protocol::link::SetupError;
-use crate::sys::netlink::{Netlink, NetlinkError};
+use crate::sys::netlink::{Netlink, NetlinkError, Route};
 use crate::sys::offloads::TunOffloads;
 use crate::sys::{sysctl, tun};
 use std::net::{IpAddr, Ipv6Addr};
@@ -186,6 +186,8 @@ async fn set_longest(netlink: &Netlink, index: u32, mtu: u32, layer: Layer) {
 /// The way to the peer, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Way {
+    /// Which of config's paths it is, if one.
+    pub(super) path: Option<usize>,
     /// Where the peer is.
     pub(super) peer: Option<IpAddr>,
     /// The largest datagram that was found to arrive.
@@ -198,21 +200,35 @@ pub(super) struct MtuKeeper {
     index: u32,
     config: Mtu,
     layer: Layer,
+    /// By which interface each of config's paths leaves, where it says so.
+    uplinks: Vec<Option<String>>,
     set: Option<u32>,
     said: Option<u32>,
 }
 
 impl MtuKeeper {
-    pub(super) fn new(netlink: Netlink, index: u32, config: &LinkConfig) -> MtuKeeper {
-        MtuKeeper { netlink, index, config: config.mtu, layer: layer(config), set: None, said: None }
+    pub(super) fn new(netlink: Netlink, index: u32, config: &Config) -> MtuKeeper {
+        let uplinks = config.paths.iter().map(|path| path.interface.clone()).collect();
+        let link = &config.link;
+        MtuKeeper { netlink, index, config: link.mtu, layer: layer(link), uplinks, set: None, said: None }
+    }
+
+    /// The route by which a path's datagrams leave.
+    async fn route_to(&self, peer: IpAddr, path: Option<usize>) -> Result<Route, NetlinkError> {
+        let Some(uplink) = path.and_then(|path| self.uplinks.get(path)?.as_deref()) else {
+            return self.netlink.route_to(peer).await;
+        };
+        // Each time: one that went and came back has another index.
+        let out = self.netlink.index(uplink).await?;
+        self.netlink.clone().leaving_by(out).route_to(peer).await
     }
 
     /// Follows the way for ever, and tells the largest datagram that the route to the peer takes: more need not be tried.
     pub(super) async fn follow(mut self, mut way: watch::Receiver<Way>, ceiling: watch::Sender<Option<u16>>) {
         loop {
-            let Way { peer, found } = *way.borrow_and_update();
+            let Way { path, peer, found } = *way.borrow_and_update();
             if let Some(peer) = peer {
-                match self.netlink.route_to(peer).await {
+                match self.route_to(peer, path).await {
                     Ok(route) => {
                         let most = Some(datagram(route.mtu, peer, self.layer));
                         ceiling.send_if_modified(|told| std::mem::replace(told, most) != most);
@@ -264,6 +280,7 @@ fn in_pieces(mtu: u32, fits: u32, config: Mtu) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PathConfig;
     use crate::sys::netns::NetNs;
     use crate::sys::testing::shell;
 
@@ -404,15 +421,32 @@ mod tests {
             assert_eq!(netlink.route_to("198.51.100.7".parse().unwrap()).await.unwrap().oif, index);
             assert_eq!(netlink.route_to("fd77::7".parse().unwrap()).await.unwrap().oif, index);
 
+            netlink.create_veth("lte", "tower").await.unwrap();
+            let lte = netlink.index("lte").await.unwrap();
+            netlink.set_mtu(lte, 1400).await.unwrap();
+            netlink.set_up(lte).await.unwrap();
+            shell("ip route add 192.0.2.0/24 dev lte metric 100");
+            let path = |interface: Option<&str>| PathConfig {
+                name: String::new(),
+                interface: interface.map(str::to_owned),
+                local: None,
+                endpoint: None,
+                priority: 100,
+            };
+            config.paths = vec![path(Some("out")), path(Some("lte")), path(None)];
             let (way, watched) = watch::channel(Way::default());
             let (tell, mut ceiling) = watch::channel(None);
-            let keeper = tokio::spawn(MtuKeeper::new(netlink.clone(), index, &config.link).follow(watched, tell));
-            way.send_replace(Way { peer: Some(V4), found: None });
+            let keeper = tokio::spawn(MtuKeeper::new(netlink.clone(), index, &config).follow(watched, tell));
+            way.send_replace(Way { path: None, peer: Some(V4), found: None });
             ceiling.changed().await.unwrap();
             assert_eq!(*ceiling.borrow(), Some(1464));
             assert_eq!(netlink.mtu(index).await.unwrap(), 1420, "until it is found what passes");
+            for (path, most) in [(1, 1372), (0, 1464), (1, 1372), (2, 1464)] {
+                way.send_replace(Way { path: Some(path), peer: Some(V4), found: None });
+                ceiling.wait_for(|told| *told == Some(most)).await.unwrap();
+            }
             for (found, mtu) in [(1464, 1432), (1272, 1280), (1400, 1368)] {
-                way.send_replace(Way { peer: Some(V4), found: Some(found) });
+                way.send_replace(Way { path: None, peer: Some(V4), found: Some(found) });
                 let set = async { while netlink.mtu(index).await.unwrap() != mtu {} };
                 tokio::time::timeout(Duration::from_secs(10), set).await.unwrap();
             }

@@ -48,18 +48,18 @@ pub use entropy::OsEntropy;
 pub use hooks::serve as serve_hooks;
 pub use names::serve as serve_names;
 
-use crate::config::{Checksum, CipherChoice, Config, CryptoConfig, Layer, Mtu};
+use crate::config::{Checksum, CipherChoice, Config, CryptoConfig, Endpoint, Layer, Mtu, PathConfig};
 use crate::dataplane::{Dataplane, Loop, Treatment};
 use crate::keys::secret::leaving_no_trace;
 use crate::protocol::crypto::CryptoFailure;
-use crate::protocol::link::{RekeyTimes, SetupError};
+use crate::protocol::link::{RekeyTimes, SetupError, WayParams};
 use crate::protocol::{Keys, Link, Params, Time};
 use crate::sys::clock::boottime_ns;
 use crate::sys::netlink::{Netlink, NetlinkError};
 use crate::sys::offloads::{Offloads, TunOffloads};
 use crate::sys::timer::Timer;
 use crate::sys::tun::TunError;
-use crate::sys::udp::{BindError, Ties};
+use crate::sys::udp::BindError;
 use confine::{Closed, Confinement};
 use driver::{Driver, DriverState, Inlets};
 use hooks::Hooks;
@@ -68,9 +68,10 @@ use line::Line;
 use outside::Outside;
 use ports::Ports;
 use reload::Reload;
-use resolver::{Families, Resolver};
+use resolver::{Ask, Resolver, listed};
 use routes::Routes;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use thiserror::Error;
 use tokio::runtime;
@@ -105,6 +106,14 @@ pub enum RunError {
     /// The UDP socket.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A path's.
+    #[error("path {path}: {}", ports::in_words(source))]
+    Path {
+        /// Its name.
+        path: String,
+        /// What the system said.
+        source: BindError,
+    },
     /// The interface.
     #[error(transparent)]
     Tun(#[from] TunError),
@@ -260,24 +269,27 @@ async fn drive_with(
 ) -> Result<(), RunError> {
     let name = &config.link.interface;
     let mut confinement = Confinement::prepare(options.sandbox, &config.local)?;
-    let lookup = confinement.lookup(config.peer.endpoint.as_ref())?;
+    let lookup = confinement.lookup(endpoints(&config).into_iter().flatten())?;
     let (news, told) = watch::channel(None);
     let hooks = Hooks::start(&config, options.sandbox, told)
         .map_err(RunError::system("cannot start the helper that runs the hooks"))?;
-    let ties = Ties { interface: config.local.bind.clone(), mark: config.mark() };
-    let (ports, socket) = Ports::open_first(config.local.listen, ties, options.offloads.udp, config.local.dscp.own())?;
-    let local = socket.local_addr().map_err(RunError::system("cannot read the socket's address"))?;
+    let (ports, sockets) = Ports::open(&config, options.offloads.udp)?;
+    let asks = |(n, endpoint)| Ask { endpoint, families: ports.families(n, &sockets) };
+    let asks: Vec<Ask<'_>> = endpoints(&config).into_iter().enumerate().map(asks).collect();
+    let resolver = Resolver::start(&asks, lookup);
+    let locals: Result<Vec<SocketAddr>, _> = sockets.iter().map(|(_, socket)| socket.local_addr()).collect();
+    let locals = locals.map_err(RunError::system("cannot read a socket's address"))?;
     let interface = interface::create(&netlink, &config, options.offloads.tun).await?;
     let Interface { index, device, sets_carrier } = interface;
     let now = clock()?;
-    let params = params(&config, options, device.offloads());
+    let params = params(&config, options, device.offloads(), &ports);
     let (link, sender, receiver) = leaving_no_trace(|| Link::new(params, keys(&config), Box::new(OsEntropy), now))?;
     let listener = status::Listener::open(&socket_path, confinement.user())
         .map_err(|source| RunError::StatusSocket { path: socket_path.clone(), source })?;
     confinement.close_process(&socket_path, &config)?;
     let (dataplane, mailbox) = Dataplane::start_with(
         device,
-        socket,
+        sockets,
         treatment(&config),
         sender,
         receiver,
@@ -285,18 +297,18 @@ async fn drive_with(
         confinement.close_loops(),
     )
     .map_err(RunError::system("cannot start the packet loops"))?;
-    info!("{} on interface {name}, UDP {local}", config.name);
+    info!("{} on interface {name}, UDP {}", config.name, listed(&locals));
 
     let (way, followed) = watch::channel(Way::default());
     let (found, ceiling) = watch::channel(None);
     let (tell, line) = watch::channel(false);
     // They end when the driver does, as nobody tells them any more where the peer is and how the line is.
     tokio::spawn(Routes::new(netlink.clone(), index, &config.link).follow(line));
-    tokio::spawn(MtuKeeper::new(netlink, index, &config.link).follow(followed, found));
+    tokio::spawn(MtuKeeper::new(netlink, index, &config).follow(followed, found));
     let inlets = Inlets {
         timer: Timer::new().map_err(RunError::system("cannot make a timer"))?,
         mailbox,
-        resolver: Resolver::start(config.peer.endpoint.as_ref(), Families::of(local), lookup),
+        resolver,
         listener,
         hangups,
     };
@@ -308,11 +320,12 @@ async fn drive_with(
         own: config.local.private_key.public().map_err(|_| SetupError::from(CryptoFailure))?,
         peers: config.peer.public_keys.clone(),
         preshared: config.peer.preshared_keys.len(),
+        paths: config.paths.clone(),
         sandbox,
     };
+    let state = DriverState::new(&config.paths);
     let reload = Reload::new(config, reads);
     let line = Line::new(sets_carrier, tell, news);
-    let state = DriverState::default();
     let driver = Driver { link, line, dataplane, ports, identity, reload, way, ceiling, state };
     let result = driver.run(inlets, stop).await;
     if let Some(hooks) = hooks {
@@ -322,6 +335,20 @@ async fn drive_with(
         info!("closed");
     }
     result
+}
+
+/// Where each path ends, or the link where it has none; `None` for one by which the peer calls.
+fn endpoints(config: &Config) -> Vec<Option<&Endpoint>> {
+    match config.paths.as_slice() {
+        [] => vec![config.peer.endpoint.as_ref()],
+        paths => paths.iter().map(|path| path.endpoint.as_ref()).collect(),
+    }
+}
+
+/// The paths, as the engine takes them.
+fn ways(config: &Config, ports: &Ports) -> Vec<WayParams> {
+    let way = |(n, path): (usize, &PathConfig)| WayParams { socket: ports.socket_of(n), priority: path.priority };
+    config.paths.iter().enumerate().map(way).collect()
 }
 
 /// The time of the protocol.
@@ -345,7 +372,7 @@ fn treatment(config: &Config) -> Treatment {
     Treatment { dscp: config.local.dscp, clamp: config.link.mss_clamp.then_some(most) }
 }
 
-fn params(config: &Config, options: Options, device: TunOffloads) -> Params {
+fn params(config: &Config, options: Options, device: TunOffloads, ports: &Ports) -> Params {
     let (aes, chacha) = ciphers(config.crypto, has_aes());
     Params {
         aes,
@@ -356,7 +383,7 @@ fn params(config: &Config, options: Options, device: TunOffloads) -> Params {
         partial_checksum: config.crypto.checksum == Checksum::Partial && device.vnet_hdr,
         ethernet: config.link.layer == Layer::Ethernet,
         interval: config.liveness_interval,
-        ways: Vec::new(),
+        ways: ways(config, ports),
         duplicate: config.link.duplicate,
         rekey: options.rekey.unwrap_or_default(),
     }

@@ -1,44 +1,155 @@
-//! The link's own UDP ports: the one it began with, and those opened later because nothing answered on it.
+//! The link's own UDP ports: the one it began with and those opened later because nothing answered on it, or one for each of config's
+//! paths that has an uplink of its own.
 //!
 //! Something on the way may have taken against one port (a NAT with a stale mapping, a firewall with a stale verdict);
-//! another may pass. Which numbers are open is kept here; the sockets themselves are the loops'.
+//! another may pass. An interface comes and goes, and a socket tied to the one that went is of no use to the next. Which numbers are
+//! open is kept here; the sockets themselves are the loops'.
 
+use super::RunError;
+use super::resolver::Families;
+use crate::config::{Config, PathConfig};
 use crate::dataplane::MAX_SOCKETS;
-use crate::protocol::SocketId;
+use crate::protocol::{SocketId, Time};
 use crate::sys::offloads::UdpOffloads;
 use crate::sys::udp::{BindError, Ties, UdpSocket};
-use std::net::SocketAddr;
-use tracing::{info, warn};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+use tracing::{debug, info, warn};
 
 const FIRST: SocketId = SocketId(0);
 
-pub(super) struct Ports {
-    listen: Option<SocketAddr>,
+/// A path's socket is opened anew this often at most: several paths may ask for the one they share.
+const REOPEN_SPACING: Duration = Duration::from_secs(5);
+
+/// A socket and its number.
+pub(super) type Opened = (SocketId, UdpSocket);
+
+/// Where a socket is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    /// `None`: any address, and a port of the kernel's choice.
+    address: Option<SocketAddr>,
     ties: Ties,
+}
+
+impl Place {
+    /// That of a link without paths, and of a path that names nothing of its own.
+    fn usual(config: &Config) -> Place {
+        let ties = Ties { interface: config.local.bind.clone(), mark: config.mark() };
+        Place { address: config.local.listen, ties }
+    }
+
+    /// That of a path; the port is the one of `listen` also where the address is its own.
+    fn of(path: &PathConfig, usual: &Place) -> Place {
+        let port = usual.address.map_or(0, |address| address.port());
+        let address = path.local.map(|own| SocketAddr::new(own, port)).or(usual.address);
+        let interface = path.interface.clone().or(usual.ties.interface.clone());
+        Place { address, ties: Ties { interface, ..usual.ties } }
+    }
+
+    fn families(&self) -> Families {
+        Families::of(self.address.unwrap_or((Ipv6Addr::UNSPECIFIED, 0).into()))
+    }
+}
+
+/// The port of one of config's paths.
+struct PathPort {
+    name: String,
+    place: Place,
+    /// Its own; or the first, which all share that name no uplink.
+    socket: SocketId,
+    /// Whether the interface and the address were there when they were last asked for.
+    there: bool,
+    reopened: Option<Time>,
+}
+
+fn path_ports(paths: &[PathConfig], usual: &Place) -> Vec<PathPort> {
+    let port = |(path, n): (&PathConfig, u8)| PathPort {
+        name: path.name.clone(),
+        place: Place::of(path, usual),
+        socket: if path.interface.is_some() || path.local.is_some() { SocketId(n) } else { FIRST },
+        there: true,
+        reopened: None,
+    };
+    paths.iter().zip(0..).map(port).collect()
+}
+
+/// Whether the error may pass: an uplink that is not there yet, or has no such address yet.
+fn may_pass(error: &BindError) -> bool {
+    matches!(error, BindError::NoSuchInterface(_) | BindError::NoSuchAddress(_))
+}
+
+/// Why a path's socket could not be opened: what [`BindError`] says of the link's one socket, in terms of a path.
+pub(super) fn in_words(error: &BindError) -> String {
+    match error {
+        BindError::NoSuchInterface(name) => {
+            format!("this machine has no interface {name}: see `interface` in its [[path]]")
+        }
+        BindError::NoSuchAddress(address) => {
+            format!("this machine has no address {}: see `local` in its [[path]], or [local] listen", address.ip())
+        }
+        other => other.to_string(),
+    }
+}
+
+pub(super) struct Ports {
+    usual: Place,
     /// What is asked of each socket.
     wish: UdpOffloads,
     /// The traffic class of what is not user data.
     class: u8,
+    /// Of a link without paths.
     open: Vec<SocketId>,
+    /// One for each of config's, in its order.
+    paths: Vec<PathPort>,
 }
 
 impl Ports {
-    /// Opens the first socket: where config says, else anywhere.
-    pub(super) fn open_first(
-        listen: Option<SocketAddr>,
-        ties: Ties,
-        wish: UdpOffloads,
-        class: u8,
-    ) -> Result<(Ports, UdpSocket), BindError> {
-        let ports = Ports { listen, ties, wish, class, open: vec![FIRST] };
-        let socket = ports.bind(listen)?;
-        Ok((ports, socket))
+    /// Opens the first socket, where config says, else anywhere; or one for each path's uplink. An uplink that is not there is none of
+    /// the errors as long as there is another.
+    ///
+    /// # Errors
+    /// As [`BindError`] says.
+    pub(super) fn open(config: &Config, wish: UdpOffloads) -> Result<(Ports, Vec<Opened>), RunError> {
+        let usual = Place::usual(config);
+        let paths = path_ports(&config.paths, &usual);
+        let mut ports = Ports { usual, wish, class: config.local.dscp.own(), open: vec![FIRST], paths };
+        let opened = match ports.paths.is_empty() {
+            true => vec![(FIRST, ports.bind(&ports.usual)?)],
+            false => ports.open_paths()?,
+        };
+        Ok((ports, opened))
     }
 
-    fn bind(&self, address: Option<SocketAddr>) -> Result<UdpSocket, BindError> {
-        let mut socket = match address {
-            Some(address) => UdpSocket::bind_tied(address, &self.ties)?,
-            None => UdpSocket::bind_any(&self.ties)?,
+    fn open_paths(&mut self) -> Result<Vec<Opened>, RunError> {
+        let (mut opened, mut missing) = (Vec::new(), Vec::new());
+        for way in (0..self.paths.len()).filter(|way| self.has_own(*way)) {
+            match self.bind(&self.paths[way].place) {
+                Ok(socket) => opened.push((self.paths[way].socket, socket)),
+                Err(error) if may_pass(&error) => missing.push((way, error)),
+                Err(source) => return Err(RunError::Path { path: self.paths[way].name.clone(), source }),
+            }
+        }
+        for (way, source) in missing {
+            let path = &mut self.paths[way];
+            if opened.is_empty() {
+                return Err(RunError::Path { path: path.name.clone(), source });
+            }
+            path.there = false;
+            warn!("path {} is not there yet, and is tried again: {}", path.name, in_words(&source));
+        }
+        Ok(opened)
+    }
+
+    /// Whether the path is the first that goes by its socket.
+    fn has_own(&self, way: usize) -> bool {
+        self.paths[way].socket == SocketId(way as u8)
+    }
+
+    fn bind(&self, place: &Place) -> Result<UdpSocket, BindError> {
+        let mut socket = match place.address {
+            Some(address) => UdpSocket::bind_tied(address, &place.ties)?,
+            None => UdpSocket::bind_any(&place.ties)?,
         };
         socket.set_offloads(self.wish);
         if let Err(error) = socket.set_class(self.class) {
@@ -50,9 +161,57 @@ impl Ports {
         Ok(socket)
     }
 
+    /// The number of the socket that a path goes by; the first where there is none such.
+    pub(super) fn socket_of(&self, way: usize) -> SocketId {
+        self.paths.get(way).map_or(FIRST, |path| path.socket)
+    }
+
+    /// The paths that go by a socket.
+    pub(super) fn ways_by(&self, socket: SocketId) -> impl Iterator<Item = usize> + '_ {
+        (0..self.paths.len()).filter(move |way| self.paths[*way].socket == socket)
+    }
+
+    /// The path that goes by a socket, if it is the only one.
+    pub(super) fn way_by(&self, socket: SocketId) -> Option<usize> {
+        let mut ways = self.ways_by(socket);
+        ways.next().filter(|_| ways.next().is_none())
+    }
+
+    /// What can be sent to by a path, or by the link where it has none.
+    pub(super) fn families(&self, way: usize, opened: &[Opened]) -> Families {
+        let (id, place) = (self.socket_of(way), self.paths.get(way).map_or(&self.usual, |path| &path.place));
+        let bound = opened.iter().find(|(known, _)| *known == id).and_then(|(_, socket)| socket.local_addr().ok());
+        bound.map_or_else(|| place.families(), Families::of)
+    }
+
+    /// Opens a path's socket anew, which is to take the place of the one it has, if any. `None`: there is nothing better than that.
+    ///
+    /// A port of the kernel's choice is another one then, which a NAT with a stale mapping does not know. One that config names is still
+    /// the old socket's, unless the interface has gone and come back since.
+    pub(super) fn reopen(&mut self, now: Time, way: usize) -> Option<Opened> {
+        let first = usize::from(self.paths.get(way)?.socket.0);
+        if self.paths[first].reopened.is_some_and(|last| now.since(last) < REOPEN_SPACING) {
+            return None;
+        }
+        self.paths[first].reopened = Some(now);
+        let bound = self.bind(&self.paths[first].place);
+        let path = &mut self.paths[first];
+        let was_there = std::mem::replace(&mut path.there, !bound.as_ref().is_err_and(may_pass));
+        match &bound {
+            Ok(_) if !was_there => info!("path {} is there now", path.name),
+            Err(error) if may_pass(error) && was_there => {
+                warn!("path {} is not there any more, and is tried again: {}", path.name, in_words(error));
+            }
+            Err(error) => debug!("path {} stays with the socket it has: {error}", path.name),
+            Ok(_) => {}
+        }
+        Some((path.socket, bound.ok()?))
+    }
+
     /// Opens another of the same families and address, at a port of the kernel's choice.
     pub(super) fn open_another(&self) -> Result<UdpSocket, BindError> {
-        self.bind(self.listen.map(|address| SocketAddr::new(address.ip(), 0)))
+        let address = self.usual.address.map(|address| SocketAddr::new(address.ip(), 0));
+        self.bind(&Place { address, ..self.usual.clone() })
     }
 
     /// A number for another socket, and the one that must make room for it, which is never `used` nor the one that
@@ -70,8 +229,11 @@ impl Ports {
         (id, evicted)
     }
 
-    /// Takes the numbers that can go, now that the line uses `used`.
+    /// Takes the numbers that can go, now that the line uses `used`: none of those that are paths'.
     pub(super) fn take_needless(&mut self, used: SocketId) -> Vec<SocketId> {
+        if !self.paths.is_empty() {
+            return Vec::new();
+        }
         let (gone, kept) = self.open.iter().partition(|id| self.can_go(**id, Some(used)));
         self.open = kept;
         gone
@@ -79,37 +241,70 @@ impl Ports {
 
     /// The port that config names is where the peer expects this end: it stays.
     fn can_go(&self, id: SocketId, used: Option<SocketId>) -> bool {
-        Some(id) != used && (id != FIRST || self.listen.is_none())
+        Some(id) != used && (id != FIRST || self.usual.address.is_none())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::testing::{in_own_network, shell};
+    use std::net::Ipv4Addr;
 
-    const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+    const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
     fn ids(numbers: &[u8]) -> Vec<SocketId> {
         numbers.iter().copied().map(SocketId).collect()
     }
 
+    /// That of a path which leaves by `interface` from `local`, where they are not empty.
+    fn path(name: &str, interface: &str, local: &str) -> PathConfig {
+        let interface = Some(interface.to_owned()).filter(|name| !name.is_empty());
+        PathConfig { name: name.into(), interface, local: local.parse().ok(), endpoint: None, priority: 100 }
+    }
+
+    fn config(listen: Option<SocketAddr>, paths: Vec<PathConfig>) -> Config {
+        let mut config = Config::load("examples/hq.toml".as_ref()).unwrap().0;
+        (config.local.listen, config.paths) = (listen, paths);
+        config
+    }
+
+    fn open(listen: Option<SocketAddr>, paths: Vec<PathConfig>) -> Result<(Ports, Vec<Opened>), RunError> {
+        Ports::open(&config(listen, paths), UdpOffloads::ALL)
+    }
+
+    fn plain(listen: Option<SocketAddr>) -> (Ports, UdpSocket) {
+        let (ports, mut opened) = open(listen, vec![]).unwrap();
+        let (id, socket) = opened.remove(0);
+        assert_eq!((id, opened.len()), (FIRST, 0));
+        (ports, socket)
+    }
+
+    fn addresses(opened: &[Opened]) -> Vec<(u8, String)> {
+        opened.iter().map(|(id, socket)| (id.0, socket.local_addr().unwrap().to_string())).collect()
+    }
+
+    fn at(seconds: u64) -> Time {
+        Time(seconds * 1_000_000_000)
+    }
+
     #[test]
     fn others_go_when_one_is_used_but_never_the_configured_one() {
-        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL, 0).unwrap();
+        let (mut ports, _socket) = plain(Some(LISTEN));
         assert_eq!(ports.next(None), (SocketId(1), None));
         assert_eq!(ports.next(None), (SocketId(2), None));
         assert_eq!(ports.take_needless(SocketId(2)), ids(&[1]));
         assert_eq!(ports.next(Some(SocketId(2))), (SocketId(1), None), "a freed number is used again");
         assert_eq!(ports.take_needless(SocketId(0)), ids(&[2, 1]));
 
-        let (mut ports, _socket) = Ports::open_first(None, Ties::default(), UdpOffloads::ALL, 0).unwrap();
+        let (mut ports, _socket) = plain(None);
         ports.next(None);
         assert_eq!(ports.take_needless(SocketId(1)), ids(&[0]));
     }
 
     #[test]
     fn there_is_room_for_one_more_always() {
-        let (mut ports, _socket) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL, 0).unwrap();
+        let (mut ports, _socket) = plain(Some(LISTEN));
         let used = ports.next(None).0;
         for _ in 0..1_000 {
             ports.next(Some(used));
@@ -120,10 +315,88 @@ mod tests {
 
     #[test]
     fn another_port_is_another_port() {
-        let (ports, first) = Ports::open_first(Some(LISTEN), Ties::default(), UdpOffloads::ALL, 0).unwrap();
+        let (ports, first) = plain(Some(LISTEN));
         let second = ports.open_another().unwrap();
         let (first, second) = (first.local_addr().unwrap(), second.local_addr().unwrap());
         assert_eq!(first.ip(), second.ip());
         assert_ne!(first.port(), second.port());
+    }
+
+    /// Two uplinks, with an address each.
+    fn two_uplinks() {
+        for (name, far, net) in [("wan0", "far0", "198.51.100.1"), ("wan1", "far1", "203.0.113.1")] {
+            shell(&format!("ip link add {name} type veth peer name {far} && ip link set {far} up"));
+            shell(&format!("ip addr add {net}/24 dev {name} && ip link set {name} up"));
+        }
+        shell("ip link set lo up");
+    }
+
+    #[test]
+    fn each_uplink_has_a_socket_of_its_own_at_the_one_port() {
+        in_own_network(|| {
+            two_uplinks();
+            let port = Some("[::]:7311".parse().unwrap());
+            let paths = vec![path("a", "wan0", ""), path("b", "", "203.0.113.1"), path("c", "wan1", "203.0.113.1")];
+            let (ports, opened) = open(port, paths[..1].iter().chain(&paths[2..]).cloned().collect()).unwrap();
+            assert_eq!(addresses(&opened), [(0, "[::]:7311".into()), (1, "203.0.113.1:7311".into())]);
+            assert_eq!([ports.socket_of(0), ports.socket_of(1)], [SocketId(0), SocketId(1)]);
+            let families = |way| ports.families(way, &opened);
+            assert_eq!(families(0), Families::of("[::]:1".parse().unwrap()));
+            assert_eq!(families(1), Families::of("0.0.0.0:1".parse().unwrap()));
+            drop(opened);
+
+            let (mut ports, opened) = open(None, paths).unwrap();
+            let ports_of =
+                |opened: &[Opened]| opened.iter().map(|(_, s)| s.local_addr().unwrap().port()).collect::<Vec<_>>();
+            assert_eq!(opened.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [0, 1, 2]);
+            assert!(ports_of(&opened).iter().all(|port| *port != 0));
+            assert_eq!(ports.take_needless(SocketId(1)), [], "a path's socket was closed");
+        });
+    }
+
+    #[test]
+    fn paths_without_an_uplink_share_the_socket_there_is() {
+        let (mut ports, opened) = open(Some(LISTEN), vec![path("a", "", ""), path("b", "", "")]).unwrap();
+        assert_eq!((opened.len(), opened[0].0), (1, FIRST));
+        assert_eq!([ports.socket_of(0), ports.socket_of(1)], [FIRST; 2]);
+        assert_eq!(ports.ways_by(FIRST).collect::<Vec<_>>(), [0, 1]);
+        let (id, anew) = ports.reopen(at(1), 1).unwrap();
+        assert_eq!(id, FIRST);
+        assert_ne!(anew.local_addr().unwrap(), opened[0].1.local_addr().unwrap());
+        assert!(ports.reopen(at(5), 0).is_none(), "twice, as each path asked");
+        assert!(ports.reopen(at(6), 0).is_some());
+    }
+
+    #[test]
+    fn an_uplink_that_is_not_there_is_waited_for_if_there_is_another() {
+        in_own_network(|| {
+            two_uplinks();
+            let port = Some("[::]:7311".parse().unwrap());
+            let paths = vec![path("lte", "wwan0", ""), path("dsl", "wan1", ""), path("old", "wan0", "192.0.2.1")];
+            let (mut ports, opened) = open(port, paths.clone()).unwrap();
+            assert_eq!(addresses(&opened), [(1, "[::]:7311".into())]);
+            assert_eq!(ports.families(2, &opened), Families::of("192.0.2.1:0".parse().unwrap()), "not known before");
+            assert!(ports.reopen(at(1), 0).is_none() && ports.reopen(at(1), 2).is_none());
+            assert!(ports.reopen(at(1), 1).is_none(), "the port is its own socket's");
+
+            shell("ip link add wwan0 type veth peer name tower && ip link set wwan0 up");
+            shell("ip addr add 192.0.2.1/32 dev wan0");
+            let (id, first) = ports.reopen(at(10), 0).unwrap();
+            assert_eq!(id, SocketId(0));
+            assert_eq!(ports.reopen(at(10), 2).unwrap().0, SocketId(2));
+            // The port is still the old socket's, which is tied to an interface that is no more.
+            assert!(ports.reopen(at(20), 0).is_none());
+            shell("ip link del wwan0");
+            assert!(ports.reopen(at(30), 0).is_none());
+            shell("ip link add wwan0 type veth peer name tower && ip link set wwan0 up");
+            let (_, second) = ports.reopen(at(40), 0).unwrap();
+            assert_eq!(first.local_addr().unwrap(), second.local_addr().unwrap());
+
+            let said = |paths| open(port, paths).err().unwrap().to_string();
+            let none = said(vec![path("lte", "wwan7", ""), path("old", "wwan8", "")]);
+            assert!(none.contains("path lte: this machine has no interface wwan7"), "{none}");
+            let taken = said(vec![path("gone", "wwan7", ""), path("dsl", "wan1", "")]);
+            assert!(taken.contains("path dsl: UDP port 7311 is in use"), "{taken}");
+        });
     }
 }

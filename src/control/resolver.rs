@@ -1,11 +1,12 @@
 //! Where the peer is, as config and DNS say: names are looked up in the background, for ever: now and then, and when the peer is not
 //! heard.
 //!
-//! It only feeds the list of addresses that a cold open knocks at; DNS never touches a session. A lookup that fails
-//! leaves the last answer in force.
+//! It only feeds the lists of addresses that a cold open knocks at, one for each path where config has paths; DNS never touches a
+//! session. A lookup that fails leaves the last answer in force. What several paths name is looked up once.
 
 use super::names::Lookup;
 use crate::config::Endpoint;
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -51,6 +52,11 @@ impl Families {
         Families { v4: local.is_ipv4() || local.ip().is_unspecified(), v6: local.is_ipv6() }
     }
 
+    /// Those of either.
+    fn or(self, other: Families) -> Families {
+        Families { v4: self.v4 || other.v4, v6: self.v6 || other.v6 }
+    }
+
     fn take(self, ip: IpAddr) -> bool {
         if ip.is_ipv4() { self.v4 } else { self.v6 }
     }
@@ -64,64 +70,120 @@ impl Families {
     }
 }
 
+/// Who wants to know where the peer is: a path of config's, or the link where it has none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask<'a> {
+    /// `None`: the peer calls.
+    pub(super) endpoint: Option<&'a Endpoint>,
+    /// What the socket can send to.
+    pub(super) families: Families,
+}
+
+/// Addresses, and the number of who asked for them or of what was looked up.
+type Found = (usize, Vec<SocketAddr>);
+
+/// What is to be looked up, and for which of those who asked.
+struct Sought {
+    endpoint: Endpoint,
+    by: Vec<(usize, Families)>,
+    again: Arc<Notify>,
+}
+
+impl Sought {
+    /// Each endpoint once.
+    fn all(asks: &[Ask<'_>]) -> Vec<Sought> {
+        let mut all: Vec<Sought> = Vec::new();
+        for (n, Ask { endpoint, families }) in asks.iter().enumerate() {
+            let Some(endpoint) = *endpoint else { continue };
+            match all.iter_mut().find(|sought| sought.endpoint == *endpoint) {
+                Some(sought) => sought.by.push((n, *families)),
+                None => {
+                    let (endpoint, by) = (endpoint.clone(), vec![(n, *families)]);
+                    all.push(Sought { endpoint, by, again: Arc::default() });
+                }
+            }
+        }
+        all
+    }
+
+    /// What one of those who asked can send to.
+    fn families(&self) -> Families {
+        self.by.iter().fold(Families { v4: false, v6: false }, |all, (_, families)| all.or(*families))
+    }
+
+    /// Each one's part of what was found.
+    fn share_out(&self, found: &[SocketAddr]) -> impl Iterator<Item = Found> {
+        self.by.iter().map(|(n, families)| {
+            let part = usable(found, *families);
+            if part.is_empty() {
+                warn!("{} has no {} address, as one of the paths to it needs", self.endpoint, families.name());
+            }
+            (*n, part)
+        })
+    }
+}
+
 /// The peer's addresses as they become known.
 pub(super) struct Resolver {
-    found: mpsc::Receiver<Vec<SocketAddr>>,
-    again: Arc<Notify>,
-    task: Option<JoinHandle<()>>,
+    sought: Vec<Sought>,
+    found: mpsc::Receiver<Found>,
+    /// Shared out, and not yet told.
+    waiting: VecDeque<Found>,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Resolver {
-    /// Begins to look `endpoint` up. An address needs no lookup: it is there at the first [`Resolver::next`].
-    pub(super) fn start(endpoint: Option<&Endpoint>, families: Families, lookup: Lookup) -> Resolver {
-        let (tell, found) = mpsc::channel(1);
-        let again = Arc::new(Notify::new());
-        let task = match endpoint {
-            None => None,
-            Some(endpoint) => match endpoint.address() {
-                Some(ip) => {
-                    let address = SocketAddr::new(ip.to_canonical(), endpoint.port);
-                    let _ = tell.try_send(vec![address]); // there is room for one
-                    None
-                }
+    /// Begins to look up what is asked for. An address needs no lookup: it is there at the first [`Resolver::next`].
+    pub(super) fn start(asks: &[Ask<'_>], lookup: Lookup) -> Resolver {
+        let sought = Sought::all(asks);
+        let (tell, found) = mpsc::channel(sought.len().max(1));
+        let (mut waiting, mut tasks) = (VecDeque::new(), Vec::new());
+        for (n, one) in sought.iter().enumerate() {
+            let (lookup, asked, families) = (lookup.clone(), one.endpoint.clone(), one.families());
+            match asked.address() {
+                Some(ip) => waiting.extend(one.share_out(&[SocketAddr::new(ip.to_canonical(), asked.port)])),
                 None => {
-                    let asked = endpoint.clone();
                     let look = move || look_up(lookup.clone(), asked.clone(), families);
-                    Some(tokio::spawn(keep_looking(endpoint.clone(), look, PACE, tell, again.clone())))
+                    let task = keep_looking((n, one.endpoint.clone()), look, PACE, tell.clone(), one.again.clone());
+                    tasks.push(tokio::spawn(task));
                 }
-            },
-        };
-        Resolver { found, again, task }
+            }
+        }
+        Resolver { sought, found, waiting, tasks }
     }
 
-    /// The next list that differs from the one before; waits for ever if there is nothing to look up. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Vec<SocketAddr> {
-        match self.found.recv().await {
-            Some(addresses) => addresses,
-            None => std::future::pending().await,
+    /// The next list that differs from the one before, and which of those who asked it is for; waits for ever if there is nothing
+    /// to look up. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Found {
+        loop {
+            if let Some(told) = self.waiting.pop_front() {
+                return told;
+            }
+            match self.found.recv().await {
+                Some((n, addresses)) => self.waiting.extend(self.sought[n].share_out(&addresses)),
+                None => std::future::pending().await,
+            }
         }
     }
 
     /// The peer is not heard at the addresses given: they may be old.
     pub(super) fn look_again(&self) {
-        self.again.notify_one();
+        self.sought.iter().for_each(|sought| sought.again.notify_one());
     }
 }
 
 impl Drop for Resolver {
     fn drop(&mut self) {
-        if let Some(task) = &self.task {
-            task.abort();
-        }
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
-/// Looks for ever, and tells each answer that differs from the one before.
+/// Looks for ever, and tells each answer that differs from the one before, with the number `n`.
 async fn keep_looking<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
-    endpoint: Endpoint,
+    (n, endpoint): (usize, Endpoint),
     mut look: impl FnMut() -> F,
     pace: Pace,
-    tell: mpsc::Sender<Vec<SocketAddr>>,
+    tell: mpsc::Sender<Found>,
     again: Arc<Notify>,
 ) {
     let mut known = Vec::new();
@@ -134,7 +196,7 @@ async fn keep_looking<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
                 if addresses != known {
                     debug!("{endpoint} is at {}", listed(&addresses));
                     known.clone_from(&addresses);
-                    if tell.send(addresses).await.is_err() {
+                    if tell.send((n, addresses)).await.is_err() {
                         return; // nobody listens any more
                     }
                 }
@@ -163,7 +225,7 @@ async fn look_up(lookup: Lookup, endpoint: Endpoint, families: Families) -> io::
     let found = lookup.addresses(&endpoint).await?;
     let usable = usable(&found, families);
     if usable.is_empty() {
-        let what = format!("it has no {} address, and this end's socket takes no other", families.name());
+        let what = format!("it has no {} address, and this end's sockets take no other", families.name());
         return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, what));
     }
     Ok(usable)
@@ -208,6 +270,10 @@ mod tests {
         Families::of(listen.parse().unwrap())
     }
 
+    fn ask<'a>(endpoint: &'a Endpoint, listen: &str) -> Ask<'a> {
+        Ask { endpoint: Some(endpoint), families: families(listen) }
+    }
+
     #[test]
     fn only_what_the_socket_can_send_to_is_used() {
         let found = addresses("[2001:db8::1]:1 192.0.2.1:1");
@@ -229,8 +295,8 @@ mod tests {
     #[tokio::test]
     async fn an_address_is_there_at_once_and_canonical() {
         let endpoint: Endpoint = "[::ffff:192.0.2.7]:7311".parse().unwrap();
-        let mut resolver = Resolver::start(Some(&endpoint), families("[::]:0"), Lookup::Here);
-        assert_eq!(resolver.next().await, addresses("192.0.2.7:7311"));
+        let mut resolver = Resolver::start(&[ask(&endpoint, "[::]:0")], Lookup::Here);
+        assert_eq!(resolver.next().await, (0, addresses("192.0.2.7:7311")));
         let more = tokio::time::timeout(Duration::from_millis(10), resolver.next()).await;
         assert!(more.is_err(), "an address does not change");
     }
@@ -253,16 +319,16 @@ mod tests {
         let pace = Pace { refresh: ms(4), spacing: ms(1), retry_min: ms(1), retry_max: ms(3) };
         let answers = answers(&["", "", "", "192.0.2.1:1", "192.0.2.1:1", "", "192.0.2.2:1"]);
         let endpoint: Endpoint = "branch.example.net:1".parse().unwrap();
-        let (tell, mut found) = mpsc::channel(1);
+        let (tell, mut found) = mpsc::channel::<Found>(1);
         let again = Arc::new(Notify::new());
         let heard = async {
-            assert_eq!(found.recv().await.unwrap(), addresses("192.0.2.1:1"));
-            assert_eq!(found.recv().await.unwrap(), addresses("192.0.2.2:1"));
+            assert_eq!(found.recv().await.unwrap().1, addresses("192.0.2.1:1"));
+            assert_eq!(found.recv().await.unwrap().1, addresses("192.0.2.2:1"));
             assert!(tokio::time::timeout(ms(30), found.recv()).await.is_err(), "told the same again");
         };
         tokio::select! {
             () = heard => {}
-            () = keep_looking(endpoint, answers, pace, tell, again) => panic!("it gave up"),
+            () = keep_looking((0, endpoint), answers, pace, tell, again) => panic!("it gave up"),
         }
     }
 
@@ -271,17 +337,17 @@ mod tests {
         let ms = Duration::from_millis;
         let pace = Pace { refresh: Duration::from_secs(300), spacing: ms(20), retry_min: ms(1), retry_max: ms(1) };
         let endpoint: Endpoint = "branch.example.net:1".parse().unwrap();
-        let (tell, mut found) = mpsc::channel(1);
+        let (tell, mut found) = mpsc::channel::<Found>(1);
         let again = Arc::new(Notify::new());
         let began = Instant::now();
         let heard = async {
-            assert_eq!(found.recv().await.unwrap(), addresses("192.0.2.1:1"));
+            assert_eq!(found.recv().await.unwrap().1, addresses("192.0.2.1:1"));
             again.notify_one();
-            assert_eq!(found.recv().await.unwrap(), addresses("192.0.2.2:1"));
+            assert_eq!(found.recv().await.unwrap().1, addresses("192.0.2.2:1"));
         };
         tokio::select! {
             () = heard => {}
-            () = keep_looking(endpoint, answers(&["192.0.2.1:1", "192.0.2.2:1"]), pace, tell, again.clone()) => {}
+            () = keep_looking((0, endpoint), answers(&["192.0.2.1:1", "192.0.2.2:1"]), pace, tell, again.clone()) => {}
         }
         assert!((ms(20)..Duration::from_secs(60)).contains(&began.elapsed()));
     }
@@ -292,21 +358,50 @@ mod tests {
         let long = Duration::from_secs(300);
         let pace = Pace { refresh: long, spacing: ms(20), retry_min: long, retry_max: long };
         let endpoint: Endpoint = "branch.example.net:1".parse().unwrap();
-        let (tell, mut found) = mpsc::channel(1);
+        let (tell, mut found) = mpsc::channel::<Found>(1);
         let again = Arc::new(Notify::new());
         again.notify_one();
         tokio::select! {
             heard = tokio::time::timeout(ms(10_000), found.recv()) => {
-                assert_eq!(heard.expect("no second look").unwrap(), addresses("192.0.2.1:1"));
+                assert_eq!(heard.expect("no second look").unwrap().1, addresses("192.0.2.1:1"));
             }
-            () = keep_looking(endpoint, answers(&["", "192.0.2.1:1"]), pace, tell, again) => {}
+            () = keep_looking((0, endpoint), answers(&["", "192.0.2.1:1"]), pace, tell, again) => {}
         }
     }
 
     #[tokio::test]
     async fn localhost_is_found_in_the_sockets_family() {
         let endpoint: Endpoint = "localhost:7311".parse().unwrap();
-        let mut resolver = Resolver::start(Some(&endpoint), families("0.0.0.0:0"), Lookup::Here);
-        assert_eq!(resolver.next().await, addresses("127.0.0.1:7311"));
+        let mut resolver = Resolver::start(&[ask(&endpoint, "0.0.0.0:0")], Lookup::Here);
+        assert_eq!(resolver.next().await, (0, addresses("127.0.0.1:7311")));
+    }
+
+    #[test]
+    fn what_several_paths_name_is_looked_up_once_and_each_gets_what_it_can_send_to() {
+        let [name, other]: [Endpoint; 2] = ["hq.example.net:1", "203.0.113.7:1"].map(|text| text.parse().unwrap());
+        let calls = Ask { endpoint: None, families: families("[::]:0") };
+        let asks =
+            [ask(&name, "192.0.2.9:0"), calls, ask(&other, "[::]:0"), ask(&name, "[::]:0"), ask(&name, "[::1]:0")];
+        let sought = Sought::all(&asks);
+        let by = |n: usize| sought[n].by.iter().map(|(who, _)| *who).collect::<Vec<_>>();
+        assert_eq!((sought.len(), by(0), by(1)), (2, vec![0, 3, 4], vec![2]));
+        assert_eq!(sought[0].families().name(), "IPv4 or IPv6", "what any of them can send to");
+        let found = addresses("[2001:db8::1]:1 192.0.2.1:1");
+        let parts = [(0, addresses("192.0.2.1:1")), (3, found.clone()), (4, addresses("[2001:db8::1]:1"))];
+        assert_eq!(sought[0].share_out(&found).collect::<Vec<_>>(), parts);
+        let v4 = addresses("192.0.2.1:1");
+        let nothing_for_the_last = [(0, v4.clone()), (3, v4.clone()), (4, vec![])];
+        assert_eq!(sought[0].share_out(&v4).collect::<Vec<_>>(), nothing_for_the_last, "the old ones are no more");
+    }
+
+    #[tokio::test]
+    async fn each_path_is_told_its_addresses() {
+        let ends: [Endpoint; 2] = ["localhost:1", "192.0.2.7:1"].map(|text| text.parse().unwrap());
+        let asks = [ask(&ends[0], "0.0.0.0:0"), ask(&ends[1], "[::]:0"), ask(&ends[0], "127.0.0.1:0")];
+        let mut resolver = Resolver::start(&asks, Lookup::Here);
+        assert_eq!(resolver.tasks.len(), 1, "an address is not looked up, and a name once");
+        assert_eq!(resolver.next().await, (1, addresses("192.0.2.7:1")));
+        assert_eq!(resolver.next().await, (0, addresses("127.0.0.1:1")));
+        assert_eq!(resolver.next().await, (2, addresses("127.0.0.1:1")));
     }
 }

@@ -8,7 +8,7 @@ pub use socket::{AskError, ask, run_dir, running, socket_path};
 pub(super) use socket::{Client, Listener, is_live};
 
 use super::interface::inner;
-use crate::config::{self, Config};
+use crate::config::{self, Config, PathConfig};
 use crate::dataplane::Counters;
 use crate::keys::PublicKey;
 use crate::packet::Layer;
@@ -54,6 +54,9 @@ pub struct Status {
     pub carrier: Carrier,
     /// The line.
     pub path: Path,
+    /// The paths that config names, in its order.
+    #[serde(default)]
+    pub paths: Vec<NamedPath>,
     /// Datagrams and frames that were dropped since the start, by reason.
     pub drops: Drops,
     /// What the kernel takes off the link's hands; one that it refused at start or later is false.
@@ -200,6 +203,31 @@ pub struct Path {
     pub rx: Traffic,
 }
 
+/// One of the paths that config names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NamedPath {
+    /// What config calls it.
+    pub name: String,
+    /// The interface it is tied to; null where the routing table chooses.
+    pub interface: Option<String>,
+    /// The own address it is tied to; null where `listen` or the kernel chooses.
+    pub local: Option<String>,
+    /// The peer's address on it, where it answered last or is looked for.
+    pub endpoint: Option<String>,
+    /// Of the paths that are up the one with the lowest is used.
+    pub priority: u32,
+    /// Whether the peer answers there: up or down.
+    pub state: State,
+    /// Since when (RFC 3339, UTC).
+    pub since: Option<String>,
+    /// Whether user traffic is sent there.
+    pub used: bool,
+    /// Round-trip time of its checks in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// The share of its checks that was not answered lately, 0 to 1: there and back.
+    pub loss_ratio: Option<f64>,
+}
+
 /// User traffic inside the link, in one direction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Traffic {
@@ -253,6 +281,7 @@ pub(super) struct Identity {
     pub(super) peers: Vec<PublicKey>,
     /// How many are listed.
     pub(super) preshared: usize,
+    pub(super) paths: Vec<PathConfig>,
     pub(super) sandbox: Option<Sandbox>,
 }
 
@@ -273,12 +302,16 @@ pub(super) struct Since {
     pub(super) state: Option<String>,
     /// To the peer, and from it.
     pub(super) sizes: [Option<String>; 2],
+    /// Of each of config's paths.
+    pub(super) paths: Vec<Option<String>>,
 }
 
 /// What does.
 pub(super) struct Moment<'a> {
     pub(super) now: Time,
     pub(super) link: link::Status,
+    /// Config's paths.
+    pub(super) ways: &'a [link::WayStatus],
     /// Where the peer is looked for while there is no path.
     pub(super) sought: Option<std::net::SocketAddr>,
     /// The largest datagram that the own interface takes.
@@ -330,6 +363,7 @@ impl Moment<'_> {
             }),
             carrier: self.carrier.clone(),
             path: self.path(identity.layer, since.sizes),
+            paths: identity.paths.iter().zip(self.ways).zip(since.paths).map(named_path).collect(),
             drops: Drops {
                 replayed: self.drops.replayed.get(),
                 unauthentic: self.drops.unauthentic.get(),
@@ -345,7 +379,6 @@ impl Moment<'_> {
 
     fn path(&self, layer: Layer, [tx_since, rx_since]: [Option<String>; 2]) -> Path {
         let (link, counters) = (&self.link, &self.counters);
-        let ms = |time: Option<Duration>| time.map(|time| thousandths(time.as_secs_f64() * 1e3));
         let [tx, rx] = [link.tx_size, link.rx_size].map(|found| found.map(|found| inner(found.size, layer)));
         Path {
             mtu: tx.or(self.ceiling.map(|ceiling| inner(ceiling, layer))),
@@ -367,6 +400,26 @@ impl Moment<'_> {
             },
         }
     }
+}
+
+fn named_path(((config, way), since): ((&PathConfig, &link::WayStatus), Option<String>)) -> NamedPath {
+    NamedPath {
+        name: config.name.clone(),
+        interface: config.interface.clone(),
+        local: config.local.map(|address| address.to_string()),
+        endpoint: way.peer.map(|address| address.to_string()),
+        priority: config.priority,
+        state: if way.up { State::Up } else { State::Down },
+        since,
+        used: way.used,
+        rtt_ms: ms(way.rtt),
+        loss_ratio: way.loss,
+    }
+}
+
+/// In milliseconds.
+fn ms(time: Option<Duration>) -> Option<f64> {
+    time.map(|time| thousandths(time.as_secs_f64() * 1e3))
 }
 
 fn thousandths(number: f64) -> f64 {
@@ -410,13 +463,34 @@ mod tests {
             own: key(1),
             peers: vec![key(2)],
             preshared: 0,
+            paths: paths(),
             sandbox: Some(sandbox()),
         }
     }
 
+    /// One that says all there is to say, and one that says nothing.
+    fn paths() -> Vec<PathConfig> {
+        let path = |name: &str, priority| PathConfig {
+            name: name.into(),
+            interface: None,
+            local: None,
+            endpoint: None,
+            priority,
+        };
+        let local = Some("192.0.2.9".parse().unwrap());
+        vec![PathConfig { interface: Some("wan0".into()), local, ..path("fibre", 10) }, path("lte", 100)]
+    }
+
+    fn ways() -> [link::WayStatus; 2] {
+        let silent = link::WayStatus { peer: None, up: false, since: Time(0), used: false, rtt: None, loss: None };
+        let peer = Some("203.0.113.7:7311".parse().unwrap());
+        let rtt = Some(Duration::from_micros(12_345));
+        [link::WayStatus { peer, up: true, used: true, rtt, loss: Some(0.125), ..silent }, silent]
+    }
+
     fn since() -> Since {
         let at = |second: u8| Some(format!("2026-01-02T03:04:0{second}Z"));
-        Since { state: at(5), sizes: [at(6), at(7)] }
+        Since { state: at(5), sizes: [at(6), at(7)], paths: vec![at(8), None] }
     }
 
     fn key(n: u8) -> PublicKey {
@@ -429,10 +503,15 @@ mod tests {
     }
 
     fn moment(link: link::Status, drops: &LinkDrops) -> Moment<'_> {
+        moment_of(link, &[], drops)
+    }
+
+    fn moment_of<'a>(link: link::Status, ways: &'a [link::WayStatus], drops: &'a LinkDrops) -> Moment<'a> {
         let counters = Counters { tx_packets: 1, tx_bytes: 84, rx_packets: 2, rx_bytes: 168, ..Counters::default() };
         Moment {
             now: Time(41_200_000_000),
             link,
+            ways,
             sought: None,
             ceiling: Some(1_472),
             counters,
@@ -465,7 +544,7 @@ mod tests {
         };
         let drops = LinkDrops::default();
         drops.replayed.add(5);
-        let status = moment(link, &drops).show(&identity(), since());
+        let status = moment_of(link, &ways(), &drops).show(&identity(), since());
         let golden = r#"{
   "version": 1,
   "name": "hq",
@@ -517,6 +596,32 @@ mod tests {
       "mtu_since": "2026-01-02T03:04:07Z"
     }
   },
+  "paths": [
+    {
+      "name": "fibre",
+      "interface": "wan0",
+      "local": "192.0.2.9",
+      "endpoint": "203.0.113.7:7311",
+      "priority": 10,
+      "state": "up",
+      "since": "2026-01-02T03:04:08Z",
+      "used": true,
+      "rtt_ms": 12.345,
+      "loss_ratio": 0.125
+    },
+    {
+      "name": "lte",
+      "interface": null,
+      "local": null,
+      "endpoint": null,
+      "priority": 100,
+      "state": "down",
+      "since": null,
+      "used": false,
+      "rtt_ms": null,
+      "loss_ratio": null
+    }
+  ],
   "drops": {
     "replayed": 5,
     "unauthentic": 0,
@@ -577,6 +682,7 @@ mod tests {
             assert_eq!(json.pointer(field), Some(&serde_json::Value::Null), "{field}");
         }
         assert_eq!(json["state"], "down");
+        assert_eq!(json["paths"], serde_json::json!([]));
     }
 
     #[test]
@@ -585,6 +691,8 @@ mod tests {
         let status = moment(link::Status::FRESH, &drops).show(&identity(), Since::default());
         let later = status.to_json().replacen('{', r#"{ "history": [1, 2], "#, 1);
         assert_eq!(serde_json::from_str::<Status>(&later).unwrap(), status);
+        let earlier = status.to_json().replace("\"paths\": [],", "");
+        assert_eq!(serde_json::from_str::<Status>(&earlier).unwrap(), status);
     }
 
     #[test]

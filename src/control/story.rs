@@ -8,7 +8,7 @@ use crate::protocol::control::State;
 use crate::protocol::link::{DownCause, KeysInUse, Status};
 use crate::protocol::wire::Verdict;
 use crate::protocol::{Event, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tracing::Level;
@@ -50,12 +50,29 @@ enum Complaint {
     Rekey,
     HybridUnfinished,
     Crypto,
-    Sending,
+    /// By which of config's paths, where that is known.
+    Sending(Option<usize>),
+}
+
+/// What happens to a path is said so often …
+const LOUD: usize = 4;
+
+/// … and then quietly, until nothing has happened to it for a minute.
+#[derive(Default)]
+struct Pace {
+    told: usize,
+    last: Time,
 }
 
 /// The story so far.
 #[derive(Default)]
 pub(super) struct Story {
+    /// Of config's paths.
+    names: Vec<String>,
+    /// Of each of them; and of which is used.
+    paces: BTreeMap<Option<usize>, Pace>,
+    /// The paths by which nothing can be sent, since they were last up.
+    shut: BTreeSet<usize>,
     said: BTreeMap<Complaint, Time>,
     /// Where the cold open that runs knocks, and since when.
     connecting: Option<(Vec<SocketAddr>, Time)>,
@@ -64,6 +81,11 @@ pub(super) struct Story {
 }
 
 impl Story {
+    /// That of a link with paths of these names.
+    pub(super) fn of(names: Vec<String>) -> Story {
+        Story { names, ..Story::default() }
+    }
+
     /// What there is to say about an event; `status` is the link's after it.
     pub(super) fn tell(&mut self, now: Time, event: &Event, status: &Status) -> Option<Line> {
         match event {
@@ -74,9 +96,23 @@ impl Story {
             Event::Session { epoch, rekeyed: true, .. } => Line::new(Level::DEBUG, format!("rekeyed, epoch {epoch}")),
             Event::Session { epoch, .. } => Line::new(Level::DEBUG, format!("a new session, epoch {epoch}")),
             Event::Path(path) => Line::new(Level::INFO, format!("the path moved to {}", path.peer)),
-            Event::Way { .. } | Event::UsesWay { .. } | Event::SilentWay { .. } => None,
+            Event::Way { way, up: true } => {
+                self.shut.remove(way);
+                self.on_path(now, Some(*way), Level::INFO, format!("path {} is up", self.name(*way)))
+            }
+            Event::Way { way, up: false } => {
+                let text = format!("path {} is lost: the peer does not answer there any more", self.name(*way));
+                self.on_path(now, Some(*way), Level::WARN, text)
+            }
+            Event::UsesWay { way } => {
+                self.on_path(now, None, Level::INFO, format!("the link uses path {}", self.name(*way)))
+            }
+            Event::SilentWay { way } => Line::new(Level::DEBUG, format!("still no answer by path {}", self.name(*way))),
             Event::Size { size } => {
                 Line::new(Level::INFO, format!("the way to the peer carries datagrams of up to {size} bytes"))
+            }
+            Event::WantSocket if !self.names.is_empty() => {
+                Line::new(Level::INFO, "still no answer: opening the paths' sockets anew")
             }
             Event::WantSocket => Line::new(Level::INFO, "still no answer: trying from another local port"),
             Event::Keys(keys) => Line::new(Level::INFO, moved(*keys)),
@@ -85,10 +121,43 @@ impl Story {
         }
     }
 
-    /// A datagram of the engine's own was not sent.
-    pub(super) fn cannot_send(&mut self, now: Time, peer: SocketAddr, error: &std::io::Error) -> Option<Line> {
-        self.complain(now, Complaint::Sending, Level::WARN, || {
-            format!("cannot send to {peer}: {error}; is there a route to it, and does a local firewall let it pass?")
+    fn name(&self, way: usize) -> &str {
+        self.names.get(way).map_or("?", String::as_str)
+    }
+
+    /// Something happened to a path, or another one is used.
+    fn on_path(&mut self, now: Time, way: Option<usize>, level: Level, text: String) -> Option<Line> {
+        let pace = self.paces.entry(way).or_default();
+        if now.since(pace.last) >= NOTICE_SPACING {
+            pace.told = 0;
+        }
+        (pace.told, pace.last) = (pace.told + 1, now);
+        match pace.told {
+            ..=LOUD => Line::new(level, text),
+            told if told == LOUD + 1 => {
+                let more = "this comes and goes, and is said at level debug until it keeps still for a minute";
+                Line::new(Level::WARN, format!("{text}; {more}"))
+            }
+            _ => Line::new(Level::DEBUG, text),
+        }
+    }
+
+    /// A datagram of the engine's own was not sent; `way` is the path by which, where that is known. An uplink may be away for long, so
+    /// of a path it is said once.
+    pub(super) fn cannot_send(
+        &mut self,
+        now: Time,
+        peer: SocketAddr,
+        way: Option<usize>,
+        error: &std::io::Error,
+    ) -> Option<Line> {
+        let by = way.map(|way| format!(" by path {}", self.name(way))).unwrap_or_default();
+        let text = format!("cannot send to {peer}{by}: {error}");
+        if way.is_some_and(|way| !self.shut.insert(way)) {
+            return Line::new(Level::DEBUG, text);
+        }
+        self.complain(now, Complaint::Sending(way), Level::WARN, || {
+            format!("{text}; is there a route to it, and does a local firewall let it pass?")
         })
     }
 
@@ -360,5 +429,55 @@ mod tests {
     fn strangers_beside_a_line_that_is_up_are_no_news() {
         let line = Story::default().tell(at(0), &Event::Stranger(peer()), &up()).unwrap();
         assert_eq!(line.level, Level::DEBUG);
+    }
+
+    fn two_paths() -> Story {
+        Story::of(vec!["fibre".into(), "lte".into()])
+    }
+
+    #[test]
+    fn paths_come_and_go_by_name() {
+        let mut story = two_paths();
+        let mut told = |second, event| text(story.tell(at(second), &event, &up()));
+        assert_eq!(told(1, Event::Way { way: 1, up: true }), "INFO path lte is up");
+        assert_eq!(told(1, Event::UsesWay { way: 1 }), "INFO the link uses path lte");
+        let lost = "WARN path lte is lost: the peer does not answer there any more";
+        assert_eq!(told(9, Event::Way { way: 1, up: false }), lost);
+        assert_eq!(told(9, Event::SilentWay { way: 0 }), "DEBUG still no answer by path fibre");
+        assert!(told(9, Event::WantSocket).contains("paths' sockets anew"));
+        assert!(text(Story::default().tell(at(9), &Event::WantSocket, &up())).contains("another local port"));
+    }
+
+    #[test]
+    fn a_path_that_comes_and_goes_does_not_fill_the_log() {
+        let mut story = two_paths();
+        let lines = |story: &mut Story, from| {
+            let of = |second| story.tell(at(second), &Event::Way { way: 0, up: second % 2 == 0 }, &up()).unwrap();
+            (from..from + 200).map(of).filter(|line| line.level != Level::DEBUG).collect::<Vec<_>>()
+        };
+        let heard = lines(&mut story, 100);
+        assert_eq!(heard.len(), 5, "{heard:?}");
+        assert!(heard[4].text.contains("comes and goes") && heard[4].level == Level::WARN, "{heard:?}");
+        assert!(!heard[3].text.contains("comes and goes"));
+        let other = text(story.tell(at(299), &Event::Way { way: 1, up: true }, &up()));
+        assert_eq!(other, "INFO path lte is up", "one does not mute another");
+        assert_eq!(lines(&mut story, 359).len(), 5, "it has kept still for a minute");
+    }
+
+    #[test]
+    fn that_nothing_leaves_by_a_path_is_said_once_until_it_is_up_again() {
+        let mut story = two_paths();
+        let error = || std::io::Error::from(std::io::ErrorKind::NetworkUnreachable);
+        let levels = |story: &mut Story, way, from: u64| {
+            let said = |second| story.cannot_send(at(second), peer(), way, &error());
+            (from..from + 300).filter_map(said).filter(|line| line.level == Level::WARN).map(|line| line.text).collect()
+        };
+        let said: Vec<String> = levels(&mut story, Some(1), 0);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].contains("203.0.113.7:7311 by path lte:"), "{said:?}");
+        assert_eq!(Vec::len(&levels(&mut story, Some(0), 0)), 1, "one does not mute another");
+        story.tell(at(400), &Event::Way { way: 1, up: true }, &up());
+        assert_eq!(Vec::len(&levels(&mut story, Some(1), 400)), 1);
+        assert_eq!(Vec::len(&levels(&mut story, None, 0)), 5, "the only way there is: each minute");
     }
 }

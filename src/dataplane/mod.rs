@@ -152,16 +152,24 @@ impl Dataplane {
         receiver: impl Open,
         levels: Arc<Levels>,
     ) -> io::Result<(Dataplane, Mailbox)> {
-        Dataplane::start_with(device, socket, Treatment::default(), sender, receiver, levels, |_| {})
+        Dataplane::start_with(
+            device,
+            vec![(SocketId(0), socket)],
+            Treatment::default(),
+            sender,
+            receiver,
+            levels,
+            |_| {},
+        )
     }
 
-    /// As [`start`](Self::start); user data gets its `treatment`, and each loop's thread calls `begin` before it touches a packet.
+    /// As [`start`](Self::start), on up to [`MAX_SOCKETS`] sockets; user data gets its `treatment`, and each loop's thread calls `begin` before it touches a packet.
     ///
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_with(
         device: Device,
-        socket: UdpSocket,
+        sockets: Vec<(SocketId, UdpSocket)>,
         treatment: Treatment,
         sender: impl Seal,
         receiver: impl Open,
@@ -169,7 +177,7 @@ impl Dataplane {
         begin: impl FnOnce(Loop) + Clone + Send + 'static,
     ) -> io::Result<(Dataplane, Mailbox)> {
         let (outbox, mailbox) = mailbox::open();
-        let (device, socket) = (Arc::new(device), Arc::new(socket));
+        let device = Arc::new(device);
         let mut dataplane = Dataplane {
             egress: Arc::new(Handoff::new()?),
             ingress: Arc::new(Handoff::new()?),
@@ -198,7 +206,9 @@ impl Dataplane {
             dataplane.rx.clone(),
             outbox.clone(),
         );
-        dataplane.share(SocketId(0), socket)?;
+        for (id, socket) in sockets {
+            dataplane.add_socket(id, socket)?;
+        }
         let first = begin.clone();
         let run = move || {
             first(Loop::Egress);
@@ -228,10 +238,7 @@ impl Dataplane {
     /// # Errors
     /// `QuotaExceeded` when [`MAX_SOCKETS`] are open already; `OutOfMemory` when the kernel says so.
     pub fn add_socket(&mut self, id: SocketId, socket: UdpSocket) -> io::Result<()> {
-        self.share(id, Arc::new(socket))
-    }
-
-    fn share(&mut self, id: SocketId, socket: Arc<UdpSocket>) -> io::Result<()> {
+        let socket = Arc::new(socket);
         socket.admit(&at(&self.guests, id), &SESSION)?;
         self.sockets.open(id, socket.clone())?;
         self.egress.push(Command::Open(id, socket.clone()));

@@ -113,6 +113,12 @@ impl Netlink {
         Self { mark, out, defaults: mark, ..self }
     }
 
+    /// The same, which looks for routes as what can leave by this interface alone does.
+    #[must_use]
+    pub fn leaving_by(self, out: u32) -> Self {
+        Self { out: Some(out), ..self }
+    }
+
     /// Index of the interface of this name.
     ///
     /// # Errors

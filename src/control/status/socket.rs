@@ -224,6 +224,7 @@ mod tests {
             rotation: Default::default(),
             session: None,
             path: Line { mtu: None, rtt_ms: None, jitter_ms: None, tx: traffic.clone(), rx: traffic },
+            paths: Vec::new(),
             drops: Drops::default(),
             offloads: Default::default(),
             sandbox: None,
