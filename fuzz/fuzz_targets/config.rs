@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use tieline::config::{Config, Mtu};
+use tieline::config::{Config, MAX_PATHS, Mtu};
 use tieline::keys::{PresharedKey, SecretKey};
 
 /// The key files that the examples name are found from there.
@@ -42,7 +42,9 @@ fn check(config: &Config) {
     if let Mtu::Fixed(mtu) = config.link.mtu {
         assert!((1280..=9000).contains(&mtu));
     }
-    if let Some(endpoint) = &config.peer.endpoint {
+    assert!(config.paths.len() <= MAX_PATHS);
+    let of_paths = config.paths.iter().filter_map(|path| path.endpoint.as_ref());
+    for endpoint in config.peer.endpoint.iter().chain(of_paths) {
         assert_ne!(endpoint.port, 0);
         assert_eq!(endpoint.to_string().parse().ok().as_ref(), Some(endpoint));
     }

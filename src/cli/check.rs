@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use super::{CheckArgs, Failure, print};
-use crate::config::{Config, Layer, Warning};
+use crate::config::{Config, Layer, PathConfig, Warning};
 
 pub(super) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let (config, warnings) = Config::load(&args.file)?;
@@ -19,7 +19,7 @@ pub(crate) fn show_warnings(warnings: &[Warning]) {
     }
 }
 
-/// The link in four lines: enough to see that the two ends' files belong together.
+/// The link in four lines, and one for each path: enough to see that the two ends' files belong together.
 fn summary(config: &Config) -> Result<String, Failure> {
     let (link, local, peer) = (&config.link, &config.local, &config.peer);
     let mut text = format!("{}: fine\n", config.path.display());
@@ -43,8 +43,13 @@ fn summary(config: &Config) -> Result<String, Failure> {
     let keys: Vec<_> = peer.public_keys.iter().map(ToString::to_string).collect();
     let _ = write!(text, "\n  other end  {}", keys.join(" or "));
     match &peer.endpoint {
+        _ if !config.paths.is_empty() => text.push('\n'),
         Some(endpoint) => _ = writeln!(text, ", called at {endpoint}"),
         None => text.push_str(", calls us\n"),
+    }
+    config.paths.iter().for_each(|path| _ = writeln!(text, "  path       {}", way(path)));
+    if link.duplicate {
+        text.push_str("  duplicate  each datagram goes on two paths\n");
     }
     if let [_, _] = peer.preshared_keys[..] {
         text.push_str("  rotation   two preshared keys are listed\n");
@@ -53,4 +58,17 @@ fn summary(config: &Config) -> Result<String, Failure> {
         let _ = writeln!(text, "  rotation   the other end may use either key; when it uses {new}, take {old} out");
     }
     Ok(text)
+}
+
+/// One path: what it leaves by and where it leads.
+fn way(path: &PathConfig) -> String {
+    let PathConfig { name, interface, local, endpoint, priority } = path;
+    let mut text = format!("{name}, priority {priority}");
+    let _ = interface.iter().try_for_each(|interface| write!(text, ", by {interface}"));
+    let _ = local.iter().try_for_each(|local| write!(text, ", from {local}"));
+    match endpoint {
+        Some(endpoint) => _ = write!(text, ", called at {endpoint}"),
+        None => text.push_str(", is called"),
+    }
+    text
 }

@@ -1,5 +1,6 @@
 //! Both loops of two ends, with a pair of local sockets in the place of each device and real UDP between them.
 
+use super::turns::{Turn, Turns};
 use super::*;
 use crate::keys::SecretKey;
 use crate::packet::Layer;
@@ -61,6 +62,13 @@ impl End {
         self.dataplane.egress(EgressUpdate::Session(halves.sealers.pop().map(Box::new)));
         // Taken when it shows: a frame sent before would be dropped, and rightly.
         eventually("updates taken", || !self.dataplane.egress.is_waiting() && !self.dataplane.ingress.is_waiting());
+    }
+
+    /// Gives it a frame of 100 bytes with each of these numbers.
+    fn send(&self, numbers: std::ops::Range<u32>) {
+        for number in numbers {
+            self.interface.send(&v4(100, number)).unwrap();
+        }
     }
 
     fn frame(&self) -> Vec<u8> {
@@ -420,6 +428,220 @@ fn a_second_socket_is_used_and_closed_at_run_time() {
     // What still has that path is lost, and counted.
     line.a.interface.send(&v4(100, 2)).unwrap();
     eventually("counted", || line.a.dataplane.counters().tx_errors == 1);
+}
+
+/// Hands the egress loop updates and waits until it has taken them.
+fn tell(end: &End, updates: impl IntoIterator<Item = EgressUpdate>) {
+    updates.into_iter().for_each(|update| end.dataplane.egress(update));
+    eventually("updates taken", || !end.dataplane.egress.is_waiting());
+}
+
+/// Frames that lie unread in the device of an end that is held: not one more is taken.
+fn send_held(end: &End, numbers: std::ops::Range<u32>) {
+    tell(end, [EgressUpdate::Hold]);
+    end.send(numbers);
+    std::thread::sleep(MOMENT);
+}
+
+#[test]
+fn a_held_loop_leaves_frames_in_the_device_and_a_path_lets_them_go_in_order() {
+    let line = Line::local();
+    let path = line.a.path_to(line.b.address);
+    for base in (0..400).step_by(20) {
+        // In mid-stream: what was read before goes, what was not waits.
+        line.a.send(base..base + 10);
+        tell(&line.a, [EgressUpdate::Hold]);
+        line.a.send(base + 10..base + 20);
+        tell(&line.a, [EgressUpdate::Path(Some(path))]);
+        (base..base + 20).for_each(|n| assert_eq!(line.b.frame(), v4(100, n)));
+    }
+    send_held(&line.a, 400..450);
+    assert_eq!((line.a_halves.levels.sealed.get(), line.a.dataplane.counters().tx_packets), (400, 400));
+    // What is no path lets nothing go, and what need not wait does not.
+    tell(&line.a, [EgressUpdate::Limit(1_400), EgressUpdate::Second(None), EgressUpdate::Keepalive]);
+    eventually("a keepalive", || line.b_halves.levels.opened.get() == 401);
+    line.b.no_frame();
+    tell(&line.a, [EgressUpdate::Path(Some(path))]);
+    (400..450).for_each(|n| assert_eq!(line.b.frame(), v4(100, n)));
+    assert_eq!(line.a.levels.drops.no_session.get(), 0);
+}
+
+#[test]
+fn what_waited_goes_by_the_new_path() {
+    let line = Line::local();
+    let elsewhere = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    elsewhere.set_read_timeout(Some(PATIENCE)).unwrap();
+    send_held(&line.a, 0..50);
+    let path = line.a.path_to(elsewhere.local_addr().unwrap());
+    tell(&line.a, [EgressUpdate::Path(Some(path))]);
+    for counter in 0..50u64 {
+        let mut datagram = [0; 200];
+        assert_eq!(elsewhere.recv(&mut datagram).unwrap(), 100 + constants::MIN_TRANSPORT);
+        assert_eq!(datagram[8..16], counter.to_be_bytes());
+    }
+    line.b.no_frame();
+}
+
+#[test]
+fn a_held_loop_sleeps_and_stops_when_told() {
+    let (device, interface) =
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_NONBLOCK).unwrap();
+    let device = Arc::new(Device::new(device, Layer::Ip, TunOffloads::NONE));
+    let handoff: Arc<Handoff<EgressUpdate>> = Arc::new(Handoff::new().unwrap());
+    let (levels, (outbox, _mailbox)) = (Arc::<Levels>::default(), mailbox::open());
+    let sender = Sender::new(levels.clone());
+    let treatment = Treatment::default();
+    let mut egress = egress::Egress::new(device, treatment, sender, handoff.clone(), levels, Arc::default(), outbox);
+    let interface = UnixDatagram::from(interface);
+    interface.send(&v4(100, 0)).unwrap();
+    handoff.push(Command::Update(EgressUpdate::Hold));
+    // It looks at commands alone in this turn, as if the frame had come after them.
+    egress.wait().unwrap();
+    assert_eq!(egress.turn(0b10).unwrap(), Turn::Idle);
+    // In the middle of its turns it goes by what it found ready before.
+    assert_eq!(egress.turn(0b11).unwrap(), Turn::Idle, "a frame was read");
+    let (slept, woken) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let ready = egress.wait().unwrap();
+        slept.send(ready).unwrap();
+        egress.turn(ready).unwrap()
+    });
+    assert!(woken.recv_timeout(MOMENT).is_err(), "the device woke it");
+    handoff.push(Command::Stop);
+    assert_eq!(woken.recv_timeout(PATIENCE), Ok(0b10));
+    assert_eq!(thread.join().unwrap(), Turn::Stop);
+}
+
+/// What comes to a socket, until it has been `count` datagrams.
+fn datagrams(socket: &std::net::UdpSocket, count: usize) -> Vec<Vec<u8>> {
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let receive = |_| {
+        let mut datagram = vec![0; 10_000];
+        let length = socket.recv(&mut datagram).expect("a datagram within the time");
+        datagram.truncate(length);
+        datagram
+    };
+    (0..count).map(receive).collect()
+}
+
+/// Sends frames and a keepalive by two paths, of which the n-th may be `dead`, and says what came by which.
+fn by_two_paths(dead: [bool; 2]) -> [Vec<Vec<u8>>; 2] {
+    const COUNT: usize = 100;
+    let mut line = Line::local();
+    let ends = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    line.a.dataplane.add_socket(SocketId(1), bind("127.0.0.1:0")).unwrap();
+    let mut paths =
+        [0, 1].map(|n| Path { socket: SocketId(n), ..line.a.path_to(ends[usize::from(n)].local_addr().unwrap()) });
+    for (path, _) in paths.iter_mut().zip(dead).filter(|(_, dead)| *dead) {
+        path.local = Some(IpAddr::from([192, 0, 2, 1])); // TEST-NET-1 (RFC 5737), no address of this machine
+    }
+    tell(&line.a, [EgressUpdate::Path(Some(paths[0])), EgressUpdate::Second(Some(paths[1]))]);
+    line.a.send(0..COUNT as u32);
+    eventually("all sealed", || line.a_halves.levels.sealed.get() == COUNT as u64);
+    tell(&line.a, [EgressUpdate::Keepalive]);
+    let mut came = [Vec::new(), Vec::new()];
+    for (n, _) in dead.iter().enumerate().filter(|(_, dead)| !**dead) {
+        came[n] = datagrams(&ends[n], COUNT + 1);
+    }
+    let counted = match dead[0] {
+        false => Counters { tx_packets: COUNT as u64, tx_bytes: 100 * COUNT as u64, ..Counters::default() },
+        true => Counters { tx_errors: COUNT as u64, ..Counters::default() },
+    };
+    eventually("what the first path took is counted", || line.a.dataplane.counters() == counted);
+    let mut blamed = Vec::new();
+    while let Some(Message::SendFailed { path, .. }) = line.a.message_within(MOMENT) {
+        blamed.push(path);
+    }
+    let lost: Vec<_> = paths.into_iter().zip(dead).filter_map(|(path, dead)| dead.then_some(path)).collect();
+    assert!(
+        lost.iter().all(|path| blamed.contains(path)) && blamed.iter().all(|path| lost.contains(path)),
+        "{blamed:?}"
+    );
+    came
+}
+
+#[test]
+fn both_paths_get_the_same_bytes_and_the_first_is_counted() {
+    let [first, second] = by_two_paths([false, false]);
+    assert_eq!(first, second);
+}
+
+#[test]
+fn a_dead_path_takes_nothing_from_the_other_and_is_told_by_its_name() {
+    let [_, second] = by_two_paths([true, false]);
+    let [first, _] = by_two_paths([false, true]);
+    assert_eq!(first.iter().map(Vec::len).collect::<Vec<_>>(), second.iter().map(Vec::len).collect::<Vec<_>>());
+    by_two_paths([true, true]);
+}
+
+#[test]
+fn a_path_whose_socket_is_closed_takes_nothing_from_the_other() {
+    let mut line = Line::local();
+    let gone = Path { socket: SocketId(3), ..line.a.path_to(line.b.address) };
+    let open = line.a.path_to(line.b.address);
+    tell(&line.a, [EgressUpdate::Path(Some(gone)), EgressUpdate::Second(Some(open))]);
+    line.a.interface.send(&v4(100, 1)).unwrap();
+    assert_eq!(line.b.frame(), v4(100, 1));
+    eventually("counted", || line.a.dataplane.counters().tx_errors == 1);
+    tell(&line.a, [EgressUpdate::Path(Some(open)), EgressUpdate::Second(Some(gone))]);
+    line.a.interface.send(&v4(100, 2)).unwrap();
+    assert_eq!(line.b.frame(), v4(100, 2));
+    eventually("counted", || line.a.dataplane.counters().tx_packets == 1);
+    assert!(line.a.message_within(MOMENT).is_none());
+}
+
+#[test]
+fn what_is_too_big_for_one_of_two_paths_names_it_and_is_lost_only_by_the_first() {
+    in_own_network(|| {
+        shell("ip link set lo mtu 1280 up");
+        shell("ip link add narrow mtu 1400 type veth peer name wide");
+        shell("ip addr add 192.0.2.1/24 dev narrow && ip link set wide up && ip link set narrow up");
+        let mut end = End::start("0.0.0.0:0");
+        let (mut halves, _) = session(Cipher::Aes256Gcm);
+        let to = |peer: &str| Path { socket: SocketId(0), local: None, peer: peer.parse().unwrap() };
+        let (small, large) = (to("127.0.0.1:9"), to("192.0.2.2:9"));
+        tell(&end, [EgressUpdate::Session(halves.sealers.pop().map(Box::new))]);
+        for (first, second, lost) in [(large, small, 0), (small, large, 1)] {
+            tell(&end, [EgressUpdate::Path(Some(first)), EgressUpdate::Second(Some(second))]);
+            end.interface.send(&v4(1_300, 0)).unwrap();
+            match end.message() {
+                Message::TooBig { path } => assert_eq!(path, small),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(end.levels.drops.too_big.get(), lost);
+            assert_eq!(end.dataplane.counters().tx_packets, 1);
+        }
+    });
+}
+
+#[test]
+fn of_two_copies_one_is_written_and_the_other_counted() {
+    const COUNT: u32 = 2_000;
+    let mut line = Line::local();
+    let second = bind("127.0.0.1:0");
+    let guests = [line.b.address, second.local_addr().unwrap()].map(|address| (SocketId(0), address));
+    line.b.dataplane.add_socket(SocketId(1), second).unwrap();
+    line.a.dataplane.admit(&guests).unwrap();
+    let path = line.b.path_to(line.a.address);
+    let second = Path { socket: SocketId(1), ..path };
+    tell(&line.b, [EgressUpdate::Path(Some(path)), EgressUpdate::Second(Some(second))]);
+    for base in (0..COUNT).step_by(20) {
+        line.b.send(base..base + 20);
+        (base..base + 20).for_each(|n| assert_eq!(line.a.frame(), v4(100, n)));
+    }
+    eventually("copies", || line.a.levels.drops.replayed.get() == u64::from(COUNT));
+    line.a.no_frame();
+    let counted = Counters { rx_packets: COUNT.into(), rx_bytes: u64::from(COUNT) * 100, ..Counters::default() };
+    assert_eq!(line.a.dataplane.counters(), counted);
+}
+
+#[test]
+fn guests_are_of_one_socket_and_of_those_opened_later() {
+    let peers = [1, 2, 3].map(|port| SocketAddr::from(([192, 0, 2, 1], port)));
+    let guests = [(SocketId(0), peers[0]), (SocketId(1), peers[1]), (SocketId(0), peers[2]), (SocketId(0), peers[0])];
+    assert_eq!(at(&guests, SocketId(0)), [peers[0], peers[2]]);
+    assert_eq!(at(&guests, SocketId(1)), [peers[1]]);
+    assert_eq!(at(&guests, SocketId(2)), []);
 }
 
 #[test]

@@ -163,6 +163,23 @@ pub const PATH_CHECK_SPACING: Duration = Duration::from_millis(200);
 pub const PATH_CHECK_SPACING_MAX: Duration = Duration::from_secs(2);
 /// The most ways to the peer that an end may be told.
 pub const MAX_WAYS: usize = 4;
+/// A way that works, and is better than the one in use, is used once it has been good for this long after its first failure; the time
+/// doubles with each …
+pub const WAY_WAIT: Duration = Duration::from_secs(5);
+/// … up to this, …
+pub const WAY_WAIT_MAX: Duration = Duration::from_secs(300);
+/// … and begins anew once it has worked for so long.
+pub const WAY_FORGET: Duration = Duration::from_secs(300);
+/// The share of a way's checks from which on another way that works is better …
+pub const WAY_LOSSY: f64 = 0.25;
+/// … and down to which it has to come to be as good as that again.
+pub const WAY_CLEAN: f64 = 0.07;
+/// For how long at least nothing is sent when the line moves to another way …
+pub const WAY_HOLD_MIN: Duration = Duration::from_millis(2);
+/// … and at most; between them, for as long as the way before takes longer.
+pub const WAY_HOLD_MAX: Duration = Duration::from_millis(250);
+/// How often it is said of a way that it is silent.
+pub const WAY_SILENT: Duration = Duration::from_secs(10);
 /// One candidate a second at most.
 pub const CANDIDATE_SPACING: Duration = Duration::from_secs(1);
 /// A candidate that proved needless is left alone this long.

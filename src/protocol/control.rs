@@ -103,6 +103,24 @@ pub enum Message<'a> {
     },
     /// The sender is closing.
     Goodbye,
+    /// What the sender does with the path this comes by; do you hear me there?
+    WayCheck {
+        /// It sends user data there, and wants what it is sent to come there.
+        first: bool,
+        /// It is the second best: a second copy of each datagram may come there.
+        second: bool,
+        /// Comes back in the answer.
+        cookie: [u8; 8],
+        /// For how long nothing should be sent there yet, in microseconds, for what went by the path before to come first.
+        hold_us: u32,
+    },
+    /// I do.
+    WayAnswer {
+        /// As in the check.
+        cookie: [u8; 8],
+        /// The clock of the end that answers, in microseconds since its boot.
+        time_us: u64,
+    },
     /// A kind of a later version.
     Unknown(u8),
 }
@@ -117,6 +135,11 @@ impl Message<'_> {
                 [&[kind, *part, *parts, 0], *bytes].concat()
             }
             Message::Report(report) => encode_report(report),
+            Message::WayCheck { first, second, cookie, hold_us } => {
+                let uses = u8::from(*first) | u8::from(*second) << 1;
+                [&[9, uses, 0, 0], &cookie[..], &hold_us.to_be_bytes(), &[0; 4]].concat() // as long as its answer
+            }
+            Message::WayAnswer { cookie, time_us } => [&[10, 0, 0, 0], &cookie[..], &time_us.to_be_bytes()].concat(),
             Message::PathCheck { lane, cookie } => [&[4, *lane, 0, 0], &cookie[..]].concat(),
             Message::PathAnswer { lane, cookie } => [&[5, *lane, 0, 0], &cookie[..]].concat(),
             Message::Probe { mark, size } => {
@@ -151,6 +174,17 @@ impl Message<'_> {
             6 => return Ok(Message::Probe { mark: r.u8()?, size: r.u16()? }),
             7 => Message::ProbeAck { mark: r.u8()?, size: r.u16()? },
             8 => Message::Goodbye,
+            9 => {
+                let uses = r.u8()?;
+                r.skip(2)?;
+                let (cookie, hold_us) = (r.array()?, r.u32()?);
+                r.skip(4)?;
+                Message::WayCheck { first: uses & 1 != 0, second: uses & 2 != 0, cookie, hold_us }
+            }
+            10 => {
+                r.skip(3)?;
+                Message::WayAnswer { cookie: r.array()?, time_us: r.u64()? }
+            }
             other => return Ok(Message::Unknown(other)),
         };
         r.end()?;

@@ -485,6 +485,26 @@ mod tests {
     }
 
     #[test]
+    fn a_path_ends_a_hold_and_a_second_path_and_nothing_else_does() {
+        let second = Path { socket: SocketId(1), ..PATH };
+        let mut sender = Sender::new(Arc::default());
+        assert!(!sender.is_held());
+        for path in [Some(PATH), None] {
+            let others = [EgressUpdate::Limit(1_400), EgressUpdate::Keepalive, EgressUpdate::Session(None)];
+            for update in [EgressUpdate::Hold, EgressUpdate::Second(Some(second))].into_iter().chain(others) {
+                sender.apply(update);
+                assert!(sender.is_held());
+            }
+            assert_eq!(sender.second(), Some(second));
+            sender.apply(EgressUpdate::Path(path));
+            assert_eq!((sender.is_held(), sender.path(), sender.second()), (false, path, None));
+        }
+        sender.apply(EgressUpdate::Second(Some(second)));
+        sender.apply(EgressUpdate::Second(None));
+        assert_eq!(sender.second(), None);
+    }
+
+    #[test]
     fn frames_are_cut_only_where_that_was_agreed() {
         let (longest, received) = cut(true);
         assert_eq!(longest, 1_168);

@@ -37,6 +37,7 @@ mod time;
 #[cfg(test)]
 #[path = "../../tests/vectors/reader.rs"]
 mod vectors;
+mod ways;
 pub mod wire;
 
 pub use constants::{HEADER, TAG};

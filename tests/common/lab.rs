@@ -53,6 +53,8 @@ pub struct Site {
     pub link: String,
     /// Lines of `[local]` beyond key and port.
     pub local: String,
+    /// Sections beyond these and `[peer]`.
+    pub sections: String,
     /// The other end's host by name, in place of `endpoint`.
     pub named: Option<&'static str>,
     /// Arguments for `up` beyond the config.
@@ -86,7 +88,8 @@ impl Lab {
         (lab, router)
     }
 
-    fn unconnected() -> Self {
+    /// The same with nothing between them, nor addresses outside.
+    pub fn unconnected() -> Self {
         let key = || SecretKey::generate().unwrap();
         let (left_key, right_key) = (key(), key());
         let (left_public, right_public) = (left_key.public().unwrap(), right_key.public().unwrap());
@@ -147,6 +150,7 @@ impl Site {
             addressed: true,
             link: String::new(),
             local: String::new(),
+            sections: String::new(),
             named: None,
             arguments: Vec::new(),
             folder: tempfile::tempdir().unwrap(),
@@ -187,10 +191,15 @@ impl Site {
 
     /// Takes the interface on the cable down, as whoever pulls it out or switches it off.
     pub fn take_cable_down(&self) {
+        self.take_down(self.name);
+    }
+
+    /// Takes any interface of the site down.
+    pub fn take_down(&self, interface: &str) {
         self.netlink(async |netlink| {
             // What was configured comes back with it, as IPv4 addresses do anyway.
-            fs::write(format!("/proc/sys/net/ipv6/conf/{}/keep_addr_on_down", self.name), "1").unwrap();
-            let cable = LinkUnspec::new_with_index(netlink.index(self.name).await.unwrap()).down().build();
+            fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/keep_addr_on_down"), "1").unwrap();
+            let cable = LinkUnspec::new_with_index(netlink.index(interface).await.unwrap()).down().build();
             let (connection, handle, _unasked_for) = rtnetlink::new_connection().unwrap();
             tokio::spawn(connection);
             handle.link().change(cable).execute().await.unwrap();
@@ -301,6 +310,7 @@ impl Site {
             }
             text += "preshared_key = \"psk\"\n";
         }
+        text += &self.sections;
         fs::write(self.config(), text).unwrap();
     }
 

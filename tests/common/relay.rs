@@ -87,8 +87,13 @@ struct Line {
 impl Relay {
     /// Connects two sites that have no cable yet. What chance does follows from `seed`.
     pub fn between(sites: [&Site; 2], seed: u64) -> Self {
+        Self::joining(sites.map(|site| (&site.network, site.name)), seed)
+    }
+
+    /// Connects two networks, each by a new interface of this name.
+    pub fn joining(ports: [(&NetNs, &str); 2], seed: u64) -> Self {
         let network = NetNs::create().unwrap();
-        let [left, right] = sites.map(|site| Arc::new(plug_in(&network, site)));
+        let [left, right] = ports.map(|(of, name)| Arc::new(plug_in(&network, of, name)));
         let mut relay = Self { lines: Default::default(), stop: Arc::default(), threads: Vec::new() };
         for (n, (from, to)) in [(left.clone(), right.clone()), (right, left)].into_iter().enumerate() {
             let (line, stop) = (relay.lines[n].clone(), relay.stop.clone());
@@ -121,14 +126,14 @@ impl Drop for Relay {
     }
 }
 
-/// A pair of interfaces, one named as the site in its network, the other in the relay's: the socket for that one.
-fn plug_in(network: &NetNs, site: &Site) -> OwnedFd {
-    let ours = format!("to-{}", site.name);
-    site.netlink(async |netlink| {
-        netlink.create_veth(site.name, &ours).await.unwrap();
+/// A pair of interfaces, one of this name in one network, the other in the relay's: the socket for that one.
+fn plug_in(network: &NetNs, of: &NetNs, name: &str) -> OwnedFd {
+    let ours = format!("to-{name}");
+    super::lab::netlink(of, async |netlink| {
+        netlink.create_veth(name, &ours).await.unwrap();
         netlink.set_netns(netlink.index(&ours).await.unwrap(), network).await.unwrap();
         // Frames as they would be on a wire: none larger than one, and checksums complete.
-        disable_offloads(site.name);
+        disable_offloads(name);
     });
     super::lab::netlink(network, async |netlink| {
         disable_offloads(&ours);

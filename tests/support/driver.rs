@@ -75,13 +75,22 @@ impl World {
     fn egress(&mut self, end: usize, update: EgressUpdate) {
         let process = self.ends[end].process();
         process.sender.apply(update);
+        let held = process.sender.is_held();
         if process.sender.take_keepalive() {
             self.seal(end, &[]);
+        }
+        if !held {
+            let waiting = std::mem::take(&mut self.ends[end].held);
+            waiting.iter().for_each(|frame| _ = self.seal(end, frame));
         }
     }
 
     /// Seals a frame and sends it; an empty one is a keepalive. False where there is no session.
     pub(super) fn seal(&mut self, end: usize, frame: &[u8]) -> bool {
+        if self.ends[end].process().sender.is_held() && !frame.is_empty() {
+            self.ends[end].held.push_back(frame.to_vec());
+            return true;
+        }
         let longest = self.ends[end].process().sender.longest();
         let mut datagrams = Vec::new();
         for (range, part) in cut(frame.len(), longest) {
@@ -100,7 +109,13 @@ impl World {
                 self.ends[end].sealed += 1;
                 self.ends[end].cut += u64::from(datagrams.len() > 1);
             }
-            datagrams.into_iter().for_each(|datagram| self.transmit(end, path, datagram));
+            let second = self.ends[end].process().sender.second();
+            for datagram in datagrams {
+                if let Some(second) = second {
+                    self.put_out(end, second, datagram.clone()); // the same bytes: no nonce is used again
+                }
+                self.transmit(end, path, datagram);
+            }
         }
         true
     }
@@ -109,6 +124,8 @@ impl World {
         let now = self.now;
         self.trace.note(now, format!("{end}{event:?}"), || format!("{}: {event:?}", who(end)));
         match &event {
+            // The sockets of its ways are all there.
+            Event::WantSocket | Event::UsesSocket(_) if !self.ends[end].setup.params.ways.is_empty() => {}
             Event::WantSocket => {
                 let used = self.ends[end].used;
                 let listens = self.ends[1 - end].setup.knows_peer;
@@ -142,11 +159,16 @@ impl World {
     /// The socket call: it fails where the address to send from is not this machine's.
     fn transmit(&mut self, end: usize, path: Path, bytes: Vec<u8>) {
         let now = self.now;
+        self.ends[end].process().watch.sent(now, path, &bytes);
+        self.put_out(end, path, bytes);
+    }
+
+    fn put_out(&mut self, end: usize, path: Path, bytes: Vec<u8>) {
+        let now = self.now;
         let e = &mut self.ends[end];
         let Some(&from) = e.sockets.get(&path.socket) else {
             panic!("{} sends from {:?}, which is closed", who(end), path.socket);
         };
-        e.process().watch.sent(now, path, &bytes);
         if path.local.is_some_and(|local| local != e.local) {
             self.trace.note(now, ("no send", end), || format!("{} cannot send from {:?}", who(end), path.local));
             let time = self.ends[end].time(now);

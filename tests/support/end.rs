@@ -5,7 +5,7 @@ use super::{
     watch::ProcessWatch,
 };
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -97,6 +97,8 @@ pub struct End {
     pub arrived: HashSet<(u64, SocketAddr)>,
     /// How many datagrams had been sent when that started.
     pub born: usize,
+    /// Frames that wait while the sender is held.
+    pub held: VecDeque<Vec<u8>>,
     /// User frames delivered to it.
     pub delivered: u64,
     /// User frames it sealed, and how many of them in pieces.
@@ -122,6 +124,7 @@ impl End {
             events: Vec::new(),
             arrived: HashSet::new(),
             born: 0,
+            held: VecDeque::new(),
             delivered: 0,
             sealed: 0,
             cut: 0,

@@ -31,6 +31,8 @@ pub fn name(datagram: &[u8]) -> Option<Name> {
 
 /// The length of a sealed PathCheck or PathAnswer.
 const PATH_CHECK: usize = 12 + MIN_TRANSPORT;
+/// The length of a sealed WayCheck or WayAnswer.
+const WAY_CHECK: usize = 20 + MIN_TRANSPORT;
 
 /// What one process did so far, as the world saw it.
 pub struct ProcessWatch {
@@ -156,6 +158,11 @@ impl ProcessWatch {
             }
             Some(Kind::Knock | Kind::Init) => {
                 assert!(self.proven.contains(&to), "knocked at {to}, which nobody named");
+            }
+            Some(Kind::Control) if datagram.len() == WAY_CHECK && !self.proven.contains(&to) => {
+                let owed = self.owed.entry(to).or_default();
+                *owed += datagram.len() as i64;
+                assert!(*owed <= 0, "{to} got {owed} bytes more than came from it");
             }
             Some(Kind::Data | Kind::Control) if !self.proven.contains(&to) => {
                 assert_eq!(datagram.len(), PATH_CHECK, "more than a path check to {to}, which is not proven");

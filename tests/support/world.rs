@@ -39,6 +39,8 @@ impl Flight {
 pub enum Fate {
     /// The network does with it what it does.
     Pass,
+    /// The same, so many nanoseconds later.
+    Late(u64),
     /// Lost.
     Drop,
     /// Kept in [`World::held`].
@@ -395,8 +397,10 @@ impl World {
         if let Some(log) = &mut self.log {
             log.push(flight.clone());
         }
+        let mut late = 0;
         match self.decide.as_mut().map_or(Fate::Pass, |decide| decide(&flight)) {
             Fate::Pass => {}
+            Fate::Late(by) => late = by,
             Fate::Drop => return self.trace.note(now, "lost", || "  … lost".into()),
             Fate::Hold => return self.held.push(flight),
         }
@@ -412,7 +416,7 @@ impl World {
             if self.dice.chance(self.network.corrupt) {
                 self.damage(&mut copy.bytes);
             }
-            let mut delay = self.dice.range(self.network.delay.clone());
+            let mut delay = late + self.dice.range(self.network.delay.clone());
             if self.dice.chance(self.network.hold_back) {
                 let longest = if self.dice.chance(0.1) { 60 } else { 5 };
                 delay += self.dice.range(0..longest * 1_000_000_000);

@@ -5,7 +5,7 @@
 //! run in virtual time inside one test, and any failure is a seed.
 //!
 //! `open.rs` has the cold open in both roles, `sessions.rs` what becomes of sessions and their rekeys, `upkeep.rs`
-//! reports, liveness and paths, `path_mtu.rs` what the path carries, `rotation.rs` what a change of keys brings with it.
+//! reports, liveness and paths, `ways.rs` where there is more than one, `path_mtu.rs` what the path carries, `rotation.rs` what a change of keys brings with it.
 
 mod open;
 mod output;
@@ -15,6 +15,7 @@ mod sessions;
 mod upkeep;
 #[cfg(test)]
 mod vectors;
+mod ways;
 
 use super::{
     admission::Admission,
@@ -39,6 +40,7 @@ pub use output::{DownCause, Event, Output, Transmit};
 use path_mtu::Sizes;
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 use thiserror::Error;
+use ways::Choice;
 
 /// How one end is set up, beyond its keys.
 #[derive(Clone, Debug)]
@@ -265,6 +267,7 @@ pub struct Link {
     liveness: Liveness,
     measure: Measure,
     paths: Paths,
+    ways: Choice,
     sizes: Sizes,
     report_at: Option<Time>,
     last_report: Option<Time>,
@@ -291,7 +294,6 @@ impl Link {
         let receiver =
             Receiver::new(keys.pairs.iter().map(|pair| pair.keys.receiving.clone()).collect(), levels.clone());
         let link = Link {
-            params,
             taken: keys.pairs.iter().map(|pair| pair.id()).collect(),
             keys,
             move_after: now,
@@ -310,12 +312,14 @@ impl Link {
             liveness: Liveness::new(now),
             measure: Measure::default(),
             paths: Paths::default(),
+            ways: Choice::new(now, &params.ways),
             sizes: Sizes::new(),
             report_at: None,
             last_report: None,
             asked: None,
             keepalive: Keepalive { checked: now, sealed: 0 },
             closing: None,
+            params,
         };
         Ok((link, sender, receiver))
     }
@@ -350,18 +354,6 @@ impl Link {
         self.settle(now);
     }
 
-    /// Takes the peer's addresses on one of the ways, in order of preference.
-    pub fn handle_way_addresses(&mut self, now: Time, way: usize, addresses: &[SocketAddr]) {
-        let _ = (way, addresses);
-        self.settle(now);
-    }
-
-    /// What can be seen of the ways, in the order of [`Params::ways`].
-    #[must_use]
-    pub fn ways(&self) -> Vec<WayStatus> {
-        Vec::new()
-    }
-
     /// Takes a new local port, asked for by [`Event::WantSocket`].
     pub fn handle_socket(&mut self, now: Time, socket: SocketId) {
         self.socket = socket;
@@ -377,6 +369,7 @@ impl Link {
         {
             self.use_local(Path { local: None, ..current });
         }
+        self.ways.own.unpin(path);
         if let Some(attempt) = &mut self.attempt {
             attempt.unpin(path);
         }
@@ -442,6 +435,7 @@ impl Link {
             self.confirm_at,
             self.next_keepalive(),
             self.sizes.deadline(),
+            self.next_ways(),
         ]
         .into_iter()
         .flatten()
@@ -485,6 +479,7 @@ impl Link {
         self.expire_sessions();
         self.tell_keys();
         self.review_attempt(now);
+        self.run_ways(now);
         self.run_sizes(now);
     }
 
@@ -509,6 +504,16 @@ impl Link {
         let path = self.paths.current;
         let session = self.slots.cur.as_ref().map(|s| s.index);
         self.outputs.push_back(Output::Ingress(IngressUpdate::Current { session, path }));
-        self.outputs.push_back(Output::Egress(EgressUpdate::Path(path)));
+        if self.ways.release.is_none() {
+            self.announce_egress();
+        }
+    }
+
+    /// Tells the egress loop alone.
+    fn announce_egress(&mut self) {
+        self.outputs.push_back(Output::Egress(EgressUpdate::Path(self.paths.current)));
+        if let Some(second) = self.ways.second.filter(|second| Some(*second) != self.paths.current) {
+            self.outputs.push_back(Output::Egress(EgressUpdate::Second(Some(second))));
+        }
     }
 }

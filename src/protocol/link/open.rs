@@ -8,7 +8,7 @@ use crate::protocol::{
     constants::*,
     control::State,
     crypto::CryptoFailure,
-    halves::Path,
+    halves::{Path, SocketId},
     handshake::{Handshake, Root},
     keyring::{Pair, Psk},
     levels::{Counter, Drops},
@@ -129,13 +129,16 @@ impl Attempt {
 }
 
 impl Link {
-    /// The addresses an attempt knocks at: the one proven last, then what config and resolver say.
-    pub(super) fn known_addresses(&self) -> Vec<SocketAddr> {
-        let mut known: Vec<SocketAddr> = Vec::with_capacity(MAX_ADDRESSES);
+    /// Where an attempt knocks: on all ways; or from this socket, at the address proven last, then where config and resolver say.
+    pub(super) fn known_paths(&self, socket: SocketId) -> Vec<Path> {
+        if self.ways.own.lead() {
+            return self.ways.own.paths();
+        }
+        let mut known: Vec<Path> = Vec::with_capacity(MAX_ADDRESSES);
         let proven = [self.paths.validated, self.paths.current].into_iter().flatten().map(|path| path.peer);
-        for address in proven.chain(self.addresses.iter().copied()) {
-            if !known.contains(&address) && known.len() < MAX_ADDRESSES {
-                known.push(address);
+        for peer in proven.chain(self.addresses.iter().copied()) {
+            if known.len() < MAX_ADDRESSES && known.iter().all(|path| path.peer != peer) {
+                known.push(Path { socket, local: None, peer });
             }
         }
         known
@@ -143,7 +146,7 @@ impl Link {
 
     /// When there is reason for an attempt, should nothing change until then.
     fn attempt_due(&self) -> Option<(Time, Reason)> {
-        let known = !self.addresses.is_empty() || self.paths.validated.is_some();
+        let known = !self.addresses.is_empty() || self.paths.validated.is_some() || self.ways.own.lead();
         if !known || self.closing.is_some() {
             return None;
         }
@@ -206,12 +209,11 @@ impl Link {
         let Ok(nonce) = self.entropy.bytes() else {
             return self.crypto_failed(now);
         };
-        let addresses = self.known_addresses();
-        let socket = self.socket;
         // A move takes the very path the line has: a NAT on it knows no other.
         let line = self.paths.current.filter(|_| reason == Reason::Move);
-        let path = |&peer| line.filter(|line| line.peer == peer).unwrap_or(Path { socket, local: None, peer });
-        let knocked = addresses.iter().map(path).collect();
+        let on_line = |path: Path| line.filter(|line| line.peer == path.peer).unwrap_or(path);
+        let knocked: Vec<Path> = self.known_paths(self.socket).into_iter().map(on_line).collect();
+        let addresses = peers(&knocked);
         let (pairs, psks) = self.keys_for(reason);
         match reason {
             Reason::NotUp => self.event(Event::Connecting { addresses }),
@@ -225,13 +227,15 @@ impl Link {
 
     /// An attempt that nobody has answered yet knocks at once where the peer may be by now, and no more where it is not.
     pub(super) fn knock_anew(&mut self) {
-        let (known, socket) = (self.known_addresses(), self.socket);
+        let (known, lead) = (self.known_paths(self.socket), self.ways.own.lead());
         let Some(attempt) = self.attempt.as_mut().filter(|a| a.init.is_none() && a.reason != Reason::Move) else {
             return;
         };
-        attempt.knocked.retain(|path| known.contains(&path.peer));
-        let is_new = |peer: &SocketAddr| !attempt.knocked.iter().any(|path| path.peer == *peer);
-        let new: Vec<Path> = known.into_iter().filter(is_new).map(|peer| Path { socket, local: None, peer }).collect();
+        // Of ways the socket is a part, of an address it is only where to begin.
+        let same = |a: &Path, b: &Path| a.peer == b.peer && (a.socket == b.socket || !lead);
+        attempt.knocked.retain(|path| known.iter().any(|known| same(known, path)));
+        let is_new = |path: &Path| !attempt.knocked.iter().any(|knocked| same(knocked, path));
+        let new: Vec<Path> = known.into_iter().filter(is_new).collect();
         attempt.knocked.extend(&new);
         let knocks = attempt.knocks(&new);
         knocks.into_iter().for_each(|(path, datagram)| self.send(path, datagram));
@@ -272,7 +276,7 @@ impl Link {
         let random = self.entropy.bytes::<1>().map_or(128, |[byte]| byte);
         self.opener.fail(now, random);
         self.event(Event::NoAnswer {
-            addresses: attempt.knocked.iter().map(|path| path.peer).collect(),
+            addresses: peers(&attempt.knocked),
             knocks: self.opener.knocks,
             challenged: attempt.init.is_some(),
         });
@@ -526,6 +530,17 @@ impl Link {
         };
         self.make_session(now, root, birth)
     }
+}
+
+/// The peer's addresses of these, each once.
+fn peers(paths: &[Path]) -> Vec<SocketAddr> {
+    let mut peers: Vec<SocketAddr> = Vec::with_capacity(paths.len());
+    for path in paths {
+        if !peers.contains(&path.peer) {
+            peers.push(path.peer);
+        }
+    }
+    peers
 }
 
 /// `"tieline v1 cold" ‖ nonce16 ‖ token24`.

@@ -141,6 +141,7 @@ impl Link {
             self.measure.new_baseline();
             self.sizes.new_peer();
             self.paths.set(path);
+            self.ways.begin(now, path);
             self.socket = path.socket; // the driver closes the others
             self.event(Event::UsesSocket(path.socket));
         }

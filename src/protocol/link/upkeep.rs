@@ -10,6 +10,7 @@ use crate::protocol::{
     paths::{Cookie, Step},
     session::LaneSet,
     slots::Kind,
+    ways::Use,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -44,7 +45,13 @@ impl Link {
                 if let Some(proven) = self.paths.answer(now, cookie) {
                     self.move_to(proven);
                 }
+                self.on_followed(now, cookie);
             }
+            Ok(Message::WayCheck { first, second, cookie, hold_us }) => {
+                let hold = Duration::from_micros(hold_us.into());
+                self.on_way_check(now, path, (rank, counter), Use { first, second, hold }, cookie);
+            }
+            Ok(Message::WayAnswer { cookie, time_us }) => self.ways.own.answer(now, path, cookie, time_us),
             Ok(Message::Goodbye) if is_cur => self.on_goodbye(now),
             Ok(Message::Probe { mark, size }) => self.on_probe(now, mark, size),
             Ok(Message::ProbeAck { mark, size }) => self.sizes.acked(now, mark, size),
@@ -207,9 +214,13 @@ impl Link {
         if cur.index != index {
             return;
         }
-        if current.peer == path.peer {
+        let elsewhere = self.ways.own.lead() && current.socket != path.socket;
+        if elsewhere || self.is_led(now) {
+            // Where the line goes is not for the network to say.
+        } else if current.peer == path.peer {
             self.use_local(path);
-        } else if self.paths.is_candidate(now, path)
+        } else if !self.ways.own.knows(path)
+            && self.paths.is_candidate(now, path)
             && let (Ok(c1), Ok(c2)) = (self.entropy.bytes(), self.entropy.bytes())
         {
             self.paths.begin(now, path, [c1, c2], self.measure.rtt());
@@ -221,11 +232,12 @@ impl Link {
     pub(super) fn use_local(&mut self, path: Path) {
         if self.paths.current != Some(path) {
             self.paths.set_local(path);
+            self.ways.own.use_path(path);
             self.announce_current();
         }
     }
 
-    fn move_to(&mut self, path: Path) {
+    pub(super) fn move_to(&mut self, path: Path) {
         let moved = self.paths.current.is_none_or(|current| current.peer != path.peer);
         self.paths.set(path);
         self.announce_current();
@@ -245,12 +257,15 @@ impl Link {
                     self.send_path_check(path, cookie);
                 }
             }
-            Some(Step::Move(path)) => self.move_to(path),
+            Some(Step::Move(path)) => {
+                self.ways.own.use_path(path);
+                self.move_to(path);
+            }
             Some(Step::Stay) | None => {}
         }
     }
 
-    fn send_path_check(&mut self, path: Path, cookie: Cookie) {
+    pub(super) fn send_path_check(&mut self, path: Path, cookie: Cookie) {
         if let Some(cur) = &self.slots.cur {
             let index = cur.index;
             self.send_control(index, &Message::PathCheck { lane: 0, cookie }.encode(), Some(path));
@@ -264,21 +279,26 @@ impl Link {
             return;
         };
         let local_fits = current.local.is_none() || current.local == from.local;
-        if from.peer == current.peer && local_fits {
+        let is_line = match self.ways.own.lead() {
+            true => self.ways.own.uses(from),
+            false => from.peer == current.peer && local_fits,
+        };
+        if is_line {
             self.send_control(index, &Message::PathAnswer { lane, cookie }.encode(), Some(from));
         }
     }
 
     /// While the link is down: asks every address known whether the peer is there.
     fn probe_while_down(&mut self) {
-        if self.liveness.state != State::Down || self.slots.cur.is_none() {
+        // Where there are ways, all of them are asked anyway.
+        if self.liveness.state != State::Down || self.slots.cur.is_none() || self.ways.own.lead() {
             return;
         }
         let socket = self.paths.current.map_or(self.socket, |path| path.socket);
         let mut probes: Vec<(Cookie, Path)> = Vec::new();
-        for peer in self.known_addresses() {
-            let current = self.paths.current.filter(|path| path.peer == peer);
-            let path = current.unwrap_or(Path { socket, local: None, peer });
+        for path in self.known_paths(socket) {
+            let current = self.paths.current.filter(|current| current.peer == path.peer);
+            let path = current.unwrap_or(path);
             match self.entropy.bytes() {
                 Ok(cookie) => probes.push((cookie, path)),
                 Err(CryptoFailure) => return self.event(Event::CryptoFailed),

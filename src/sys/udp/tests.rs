@@ -346,6 +346,30 @@ fn a_run_beyond_the_mtu_is_counted_and_its_neighbours_go() {
 }
 
 #[test]
+fn what_is_hasty_does_not_wait_for_room() {
+    in_own_network(|| {
+        shell("ip link add near type veth peer name far && ip link set far up && ip link set near up");
+        shell("ip addr add 192.0.2.1/24 dev near");
+        let socket = bind("0.0.0.0:0");
+        set_int(&socket.fd, libc::SOL_SOCKET, libc::SO_SNDBUF, 1).unwrap();
+        // Nobody has the address: what is sent waits to learn where, and is in the socket's buffer until then.
+        let to = "192.0.2.2:9".parse().unwrap();
+        let refused = |mut sends: SendBatch| {
+            let started = Instant::now();
+            for _ in 0..50 {
+                let report = sends.send(&socket, to, None, [Run::single(&[0; 1_000]); 8].into_iter());
+                let error = report.error.expect("a full buffer");
+                assert_eq!((error.kind(), report.sent + report.failed), (io::ErrorKind::WouldBlock, 8));
+            }
+            started.elapsed()
+        };
+        let waits = 50 * Duration::from_millis(SEND_WAIT_MS.into());
+        let (hasty, patient) = (refused(SendBatch::hasty(8)), refused(SendBatch::new(8)));
+        assert!(hasty < waits && waits <= patient, "{hasty:?}, {patient:?}");
+    });
+}
+
+#[test]
 fn a_run_longer_than_its_room_says_so() {
     let (a, b) = fast("127.0.0.1:0", "127.0.0.1:0");
     let bytes = run_bytes(1_000, 5, 0);

@@ -1,0 +1,494 @@
+//! The ways to the peer that config names: which of them work, what they are like, and which one is used.
+//!
+//! An end that has some leads: it asks on each of them all the time, sends by the best that answers, and says so; its peer
+//! follows, as soon as the address it is led to has answered a check of its own. Both ends may have some: then each chooses
+//! for what it sends.
+
+use super::{
+    constants::*,
+    halves::Path,
+    link::{WayParams, WayStatus},
+    paths::Cookie,
+    slots::Rank,
+    time::Time,
+};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
+
+/// Checks that are remembered: answers to older ones are not waited for, and loss is that of these.
+const CHECKS: usize = 32;
+/// Round trips that tell how far two ways differ.
+const TRIPS: usize = 8;
+/// Addresses that a silent way is looked for at.
+const ADDRESSES: usize = 2;
+
+/// A check, and what came of it.
+struct Asked {
+    cookie: Cookie,
+    at: Time,
+    peer: SocketAddr,
+    answered: bool,
+}
+
+/// When a check was sent, when it was answered and when that came, the second by the peer's clock; in nanoseconds.
+#[derive(Clone, Copy)]
+struct Trip {
+    out: i128,
+    back: i128,
+}
+
+/// One way.
+struct Way {
+    params: WayParams,
+    addresses: Vec<SocketAddr>,
+    /// Where the peer answered last, from which of the own addresses.
+    path: Option<Path>,
+    up: bool,
+    since: Time,
+    /// The last answer.
+    heard: Time,
+    /// The first check that was sent after it.
+    waiting_since: Option<Time>,
+    asked: VecDeque<Asked>,
+    trips: VecDeque<Trip>,
+    rtt: Option<Duration>,
+    /// More of its checks are lost than a line should lose, since then; or no more.
+    lossy: bool,
+    lossy_since: Time,
+    /// How long it has to be good before it is used in place of another that works.
+    wait: Duration,
+    silent_next: Time,
+}
+
+impl Way {
+    fn new(now: Time, params: WayParams) -> Way {
+        Way {
+            params,
+            addresses: Vec::new(),
+            path: None,
+            up: false,
+            since: now,
+            heard: now,
+            waiting_since: None,
+            asked: VecDeque::new(),
+            trips: VecDeque::new(),
+            rtt: None,
+            lossy: false,
+            lossy_since: now,
+            wait: Duration::ZERO,
+            silent_next: now + WAY_SILENT,
+        }
+    }
+
+    /// Where the peer may be on this way, the likeliest first; one address while it answers.
+    fn candidates(&self) -> Vec<Path> {
+        let anew = |&peer: &SocketAddr| Path { socket: self.params.socket, local: None, peer };
+        let mut paths: Vec<Path> = self.path.into_iter().collect();
+        if !self.up || paths.is_empty() {
+            let known = self.path.map(|path| path.peer);
+            paths.extend(self.addresses.iter().filter(|peer| Some(**peer) != known).map(anew));
+        }
+        paths.truncate(ADDRESSES);
+        paths
+    }
+
+    /// When it is asked next: each interval, and more often once an answer is overdue.
+    fn next(&self, interval: Duration, hurry: bool) -> Time {
+        let Some(last) = self.asked.back() else { return Time(0) };
+        let often = (interval / ASKS_PER_INTERVAL).max(REPORT_SPACING);
+        match self.waiting_since {
+            _ if hurry => last.at + often,
+            Some(since) if self.up => {
+                let overdue = since + often.max(self.rtt.unwrap_or_default() * 2);
+                (last.at + interval).min(overdue.max(last.at + often))
+            }
+            _ => last.at + interval,
+        }
+    }
+
+    fn ask(&mut self, now: Time, cookie: Cookie, peer: SocketAddr) {
+        if self.asked.len() == CHECKS {
+            self.asked.pop_front();
+        }
+        self.asked.push_back(Asked { cookie, at: now, peer, answered: false });
+        self.waiting_since.get_or_insert(now);
+    }
+
+    /// Takes an answer that says when it was sent; true where it is one to a check of this way's.
+    fn answer(&mut self, now: Time, from: Path, cookie: Cookie, time_us: u64) -> bool {
+        let Some(asked) = self.asked.iter_mut().find(|asked| asked.cookie == cookie && !asked.answered) else {
+            return false;
+        };
+        asked.answered = true;
+        let (at, peer) = (asked.at, asked.peer);
+        let sample = now.since(at);
+        self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8)); // RFC 6298 §2.3
+        let peers = i128::from(time_us) * 1_000;
+        if self.trips.len() == TRIPS {
+            self.trips.pop_front();
+        }
+        self.trips.push_back(Trip { out: peers - i128::from(at.0), back: i128::from(now.0) - peers });
+        // An answer proves the address that was asked; where it came from it proves nothing.
+        let same = from.socket == self.params.socket && from.peer == peer;
+        let known = self.path.filter(|path| path.peer == peer).and_then(|path| path.local);
+        let local = if same { from.local } else { known };
+        self.path = Some(Path { socket: self.params.socket, local, peer });
+        (self.heard, self.waiting_since) = (now, None);
+        true
+    }
+
+    /// The share of the checks lost, of those of which it is known.
+    fn loss(&self) -> Option<f64> {
+        let known = match self.asked.iter().rposition(|asked| asked.answered) {
+            Some(last) if self.up => last + 1,
+            _ => self.asked.len(),
+        };
+        let peer = self.path?.peer;
+        let judged = self.asked.iter().take(known).filter(|asked| asked.peer == peer);
+        let (all, lost) = judged.fold((0, 0), |(all, lost), asked| (all + 1, lost + i32::from(!asked.answered)));
+        (all > 0).then(|| f64::from(lost) / f64::from(all))
+    }
+
+    /// Follows the loss, with a gap between much and little so that it does not flutter.
+    fn judge(&mut self, now: Time) {
+        let loss = self.loss().filter(|_| self.asked.len() >= CHECKS / 2).unwrap_or_default();
+        let lossy = if self.lossy { loss > WAY_CLEAN } else { loss >= WAY_LOSSY };
+        if lossy != self.lossy {
+            (self.lossy, self.lossy_since) = (lossy, now);
+        }
+    }
+
+    /// Notes whether it works; true where that is news.
+    fn set_up(&mut self, now: Time, up: bool) -> bool {
+        if self.up == up {
+            return false;
+        }
+        if up {
+            // What it was like before says nothing of what it is like now; the answer that shows it up does.
+            self.asked.clear();
+            self.trips.drain(..self.trips.len().saturating_sub(1));
+        } else {
+            let forgotten = now.since(self.since) >= WAY_FORGET;
+            let doubled = if forgotten { WAY_WAIT } else { self.wait * 2 };
+            self.wait = doubled.clamp(WAY_WAIT, WAY_WAIT_MAX);
+            self.silent_next = now + WAY_SILENT;
+            self.lossy = false;
+        }
+        (self.up, self.since, self.waiting_since) = (up, now, None);
+        true
+    }
+
+    /// From when on it may be used in place of another that works.
+    fn steady_at(&self) -> Time {
+        self.since.max(self.lossy_since) + self.wait
+    }
+}
+
+/// What there is to tell of the ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It answers, or does no more.
+    Up(usize, bool),
+    /// It has been silent for long.
+    Silent(usize),
+}
+
+/// Another way is to be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    pub way: usize,
+    pub path: Path,
+    /// How long nothing may be sent by it, for what went the old way to arrive first.
+    pub hold: Duration,
+}
+
+/// All of them.
+pub struct Ways {
+    ways: Vec<Way>,
+    used: Option<usize>,
+    second: Option<usize>,
+    /// When the one in use was taken, and how long the peer has to hold what it sends.
+    moved: Time,
+    back: Duration,
+}
+
+impl Ways {
+    pub fn new(now: Time, params: &[WayParams]) -> Ways {
+        let ways = params.iter().take(MAX_WAYS).map(|params| Way::new(now, *params)).collect();
+        Ways { ways, used: None, second: None, moved: now, back: Duration::ZERO }
+    }
+
+    /// Whether this end chooses: ways without an address only wait for the peer.
+    pub fn lead(&self) -> bool {
+        self.ways.iter().any(|way| !way.addresses.is_empty())
+    }
+
+    pub fn set_addresses(&mut self, way: usize, addresses: &[SocketAddr]) {
+        if let Some(way) = self.ways.get_mut(way) {
+            way.addresses = addresses.to_vec();
+        }
+    }
+
+    /// Where the peer may be, on all ways, the preferred first.
+    pub fn paths(&self) -> Vec<Path> {
+        let mut ways: Vec<&Way> = self.ways.iter().collect();
+        ways.sort_by_key(|way| way.params.priority);
+        ways.into_iter().flat_map(Way::candidates).collect()
+    }
+
+    /// Whether this is where one of them leads.
+    pub fn knows(&self, path: Path) -> bool {
+        self.find(path).is_some()
+    }
+
+    fn find(&self, path: Path) -> Option<usize> {
+        self.ways.iter().position(|way| {
+            let here = way.path.is_some_and(|known| known.peer == path.peer) || way.addresses.contains(&path.peer);
+            way.params.socket == path.socket && here
+        })
+    }
+
+    /// A session was opened on this path: the line begins there, and all ways are asked at once.
+    pub fn begin(&mut self, now: Time, path: Path) {
+        self.used = self.find(path);
+        (self.second, self.moved, self.back) = (None, now, Duration::ZERO);
+        self.ways.iter_mut().for_each(|way| way.asked.clear());
+        if let Some(way) = self.used_way() {
+            (way.path, way.heard) = (Some(path), now);
+        }
+    }
+
+    fn used_way(&mut self) -> Option<&mut Way> {
+        self.ways.get_mut(self.used?)
+    }
+
+    /// The peer is at another address on the way in use, or that is left from another of the own.
+    pub fn use_path(&mut self, path: Path) {
+        if let Some(way) = self.used_way().filter(|way| way.params.socket == path.socket) {
+            way.path = Some(path);
+        }
+    }
+
+    /// Leaves the own address of `path` to the routing table.
+    pub fn unpin(&mut self, path: Path) {
+        let known = self.ways.iter_mut().filter_map(|way| way.path.as_mut());
+        known.filter(|known| **known == path).for_each(|known| known.local = None);
+    }
+
+    /// Where the second copy of each datagram goes, if that is wanted.
+    pub fn second(&self) -> Option<Path> {
+        self.ways.get(self.second?)?.path
+    }
+
+    /// Whether user data goes there: the peer may ask for an answer.
+    pub fn uses(&self, path: Path) -> bool {
+        let there = |way: &Way| way.path.is_some_and(|known| (known.socket, known.peer) == (path.socket, path.peer));
+        [self.used, self.second].into_iter().flatten().filter_map(|n| self.ways.get(n)).any(there)
+    }
+
+    /// Asks on each way that it is time for: gives the path and the message's marks and hold time for each check, which goes out
+    /// with the cookie that `cookie` gave.
+    pub fn ask<E>(
+        &mut self,
+        now: Time,
+        interval: Duration,
+        mut cookie: impl FnMut() -> Result<Cookie, E>,
+    ) -> Result<Vec<(Path, Cookie, Use)>, E> {
+        let mut checks = Vec::new();
+        for n in 0..self.ways.len() {
+            let (usage, hurry) = (self.usage(n), self.hurries(now, interval, n));
+            let way = &mut self.ways[n];
+            if way.next(interval, hurry) > now {
+                continue;
+            }
+            for path in way.candidates() {
+                let cookie = cookie()?;
+                way.ask(now, cookie, path.peer);
+                checks.push((path, cookie, usage));
+            }
+        }
+        Ok(checks)
+    }
+
+    /// The peer is told more often where it is led to, at first.
+    fn hurries(&self, now: Time, interval: Duration, way: usize) -> bool {
+        self.used == Some(way) && now < self.moved + interval
+    }
+
+    fn usage(&self, way: usize) -> Use {
+        Use { first: self.used == Some(way), second: self.second == Some(way), hold: self.back }
+    }
+
+    pub fn answer(&mut self, now: Time, from: Path, cookie: Cookie, time_us: u64) {
+        if let Some(way) = self.ways.iter_mut().find_map(|way| way.answer(now, from, cookie, time_us).then_some(way)) {
+            way.judge(now);
+        }
+    }
+
+    /// What has changed by now.
+    pub fn review(&mut self, now: Time, detection: Duration) -> Vec<News> {
+        let mut news = Vec::new();
+        for (n, way) in self.ways.iter_mut().enumerate() {
+            let up = way.path.is_some() && now < way.heard + detection;
+            if way.set_up(now, up) {
+                news.push(News::Up(n, up));
+            }
+            if !way.up && way.silent_next <= now && !way.addresses.is_empty() {
+                way.silent_next = now + WAY_SILENT;
+                news.push(News::Silent(n));
+            }
+        }
+        news
+    }
+
+    /// The ways that work, the best first.
+    fn ranked(&self) -> Vec<usize> {
+        let mut up: Vec<usize> = (0..self.ways.len()).filter(|n| self.ways[*n].up).collect();
+        up.sort_by_key(|n| (self.ways[*n].lossy, self.ways[*n].params.priority));
+        up
+    }
+
+    /// Chooses; gives the way to move to, if it is another. `second` is chosen with it.
+    pub fn choose(&mut self, now: Time) -> Option<Move> {
+        let ranked = self.ranked();
+        let works = self.used.is_some_and(|used| self.ways[used].up);
+        let better = ranked.iter().copied().take_while(|n| Some(*n) != self.used);
+        let next = match works {
+            true => better.into_iter().find(|n| self.ways[*n].steady_at() <= now),
+            false => ranked.first().copied(),
+        };
+        let mut moved = None;
+        if let Some(way) = next
+            && let Some(path) = self.ways[way].path
+        {
+            let differ = |of: fn(&Trip) -> i128| {
+                self.used.map_or(Duration::ZERO, |used| differ(&self.ways[used], &self.ways[way], of))
+            };
+            let (hold, back) = (differ(|trip| trip.out), differ(|trip| trip.back));
+            (self.used, self.moved, self.back) = (Some(way), now, back);
+            moved = Some(Move { way, path, hold });
+        }
+        self.second = ranked.into_iter().find(|n| Some(*n) != self.used);
+        moved
+    }
+
+    /// When something is due.
+    pub fn deadline(&self, now: Time, interval: Duration, detection: Duration, asking: bool) -> Option<Time> {
+        let works = self.used.is_some_and(|used| self.ways[used].up);
+        let asks = self.ways.iter().enumerate().filter(|(_, way)| asking && !way.candidates().is_empty());
+        let asks = asks.map(|(n, way)| way.next(interval, self.hurries(now, interval, n)));
+        let lost = self.ways.iter().filter(|way| way.up).map(|way| way.heard + detection);
+        let silent = self.ways.iter().filter(|way| !way.up && !way.addresses.is_empty()).map(|way| way.silent_next);
+        let better = self.ranked().into_iter().take_while(|n| Some(*n) != self.used);
+        let better = better.map(|n| self.ways[n].steady_at()).filter(|_| works);
+        asks.chain(lost).chain(silent).chain(better).min()
+    }
+
+    pub fn status(&self) -> Vec<WayStatus> {
+        let show = |(n, way): (usize, &Way)| WayStatus {
+            peer: way.path.map(|path| path.peer).or(way.addresses.first().copied()),
+            up: way.up,
+            since: way.since,
+            used: self.used == Some(n),
+            rtt: way.rtt.filter(|_| way.up),
+            loss: way.loss(),
+        };
+        self.ways.iter().enumerate().map(show).collect()
+    }
+}
+
+/// How much longer the old way takes than the new one, in the direction that `of` picks. No two clocks need agree: the
+/// difference between them is in both.
+fn differ(old: &Way, new: &Way, of: impl Fn(&Trip) -> i128) -> Duration {
+    let (slowest, fastest) = (old.trips.iter().map(&of).max(), new.trips.iter().map(&of).min());
+    let ns = slowest.zip(fastest).map_or(0, |(slowest, fastest)| slowest - fastest);
+    Duration::from_nanos(u64::try_from(ns).unwrap_or_default()).clamp(WAY_HOLD_MIN, WAY_HOLD_MAX)
+}
+
+/// What the end that leads says of a way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Use {
+    /// It sends there.
+    pub first: bool,
+    /// It is the second best.
+    pub second: bool,
+    /// How long the peer has to wait with what it sends there.
+    pub hold: Duration,
+}
+
+/// A way of the peer's.
+struct Led {
+    path: Path,
+    heard: Time,
+    usage: Use,
+    /// The check that it was sent, and when.
+    asked: Option<(Cookie, Time)>,
+    proven: bool,
+}
+
+/// The peer's ways, as an end knows them that has none of its own to choose from.
+#[derive(Default)]
+pub struct Follower {
+    ways: Vec<Led>,
+    /// The newest check that was listened to.
+    newest: Option<(Rank, u64)>,
+}
+
+impl Follower {
+    /// Whether the peer leads: then no other source of its datagrams means anything.
+    pub fn is_led(&self, now: Time, detection: Duration) -> bool {
+        self.ways.iter().any(|way| now < way.heard + detection)
+    }
+
+    /// The peer says what it uses `path` for; true where it has to prove that it is there, with `cookie`.
+    pub fn hear(&mut self, now: Time, of: (Rank, u64), path: Path, usage: Use, cookie: Cookie) -> bool {
+        if self.newest.is_some_and(|newest| of <= newest) {
+            return false; // a slow way's word may come late
+        }
+        self.newest = Some(of);
+        for way in &mut self.ways {
+            let Use { first, second, hold } = way.usage;
+            // What was the best is the second best until the peer says else.
+            let second = (second || first && usage.first) && !usage.second;
+            way.usage = Use { first: first && !usage.first, second, hold };
+        }
+        let way = match self.ways.iter().position(|way| way.path == path) {
+            Some(known) => &mut self.ways[known],
+            None => self.make_room(path),
+        };
+        (way.heard, way.usage) = (now, usage);
+        let spaced = way.asked.is_none_or(|(_, at)| now >= at + PATH_CHECK_SPACING);
+        let asks = spaced && (usage.first || usage.second);
+        if asks {
+            way.asked = Some((cookie, now));
+        }
+        asks
+    }
+
+    /// The one that was heard longest ago makes room.
+    fn make_room(&mut self, path: Path) -> &mut Led {
+        if self.ways.len() == MAX_WAYS
+            && let Some(oldest) = (0..MAX_WAYS).min_by_key(|n| self.ways[*n].heard)
+        {
+            self.ways.swap_remove(oldest);
+        }
+        let usage = Use::default();
+        self.ways.push(Led { path, heard: Time(0), usage, asked: None, proven: false });
+        let last = self.ways.len() - 1;
+        &mut self.ways[last]
+    }
+
+    /// Takes an answer to a check: where the line is to go, if the peer wants it there, and after how long.
+    pub fn answer(&mut self, cookie: Cookie) -> Option<(Path, Duration)> {
+        let way = self.ways.iter_mut().find(|way| way.asked.is_some_and(|(asked, _)| asked == cookie))?;
+        (way.asked, way.proven) = (None, true);
+        way.usage.first.then_some((way.path, way.usage.hold))
+    }
+
+    /// Where the second copy of each datagram goes, if that is wanted.
+    pub fn second(&self, now: Time, detection: Duration) -> Option<Path> {
+        let good = |way: &&Led| way.proven && now < way.heard + detection;
+        // The best one is the line's own way, or will be in a moment.
+        let best = self.ways.iter().filter(good).filter(|way| way.usage.first);
+        self.ways.iter().filter(good).filter(|way| way.usage.second).chain(best).map(|way| way.path).next()
+    }
+}

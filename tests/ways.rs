@@ -1,0 +1,267 @@
+//! More than one way to the peer, in virtual time: which one the line takes, when it moves, and what comes of what is under way.
+//! docs/PROTOCOL.md §11.6 is the text.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, time::Duration};
+use support::{scenes::*, world::Flight, *};
+use tieline::protocol::{Event, SocketId, constants::*, link::WayParams, wire::Kind};
+
+/// Silence after which a way counts as lost: three intervals of a second.
+const DETECTION: Duration = Duration::from_secs(3);
+
+/// A way between A and B, and what becomes of what goes there.
+#[derive(Clone, Copy, Debug, Default)]
+struct Way {
+    /// Of what each end sends.
+    cut: [bool; 2],
+    /// How much longer than the network it takes, in milliseconds, of what each end sends.
+    late: [u64; 2],
+}
+
+/// A has two ways to B, the first preferred; B has none of its own to choose from.
+struct Scene {
+    world: World,
+    ways: Rc<RefCell<[Way; 2]>>,
+    /// A's address on each.
+    at: [SocketAddr; 2],
+}
+
+impl Scene {
+    /// Nothing runs yet.
+    fn new(duplicate: bool) -> Scene {
+        let mut setups = [EndSetup::new(1), EndSetup::new(2)];
+        setups[B].knows_peer = false;
+        setups[A].knows_peer = false; // the ways are told apart
+        setups[A].params.ways = (0..2u8).map(|n| WayParams { socket: SocketId(n), priority: n.into() }).collect();
+        setups.iter_mut().for_each(|setup| setup.params.duplicate = duplicate);
+        let mut world = World::new(1, setups);
+        world.log = Some(Vec::new());
+        let at = ["198.51.100.1:1", "203.0.113.1:1"].map(|text| text.parse().unwrap());
+        (0..2u8).zip(at).for_each(|(n, address)| _ = world.ends[A].sockets.insert(SocketId(n), address));
+        let ways: Rc<RefCell<[Way; 2]>> = Rc::default();
+        let shared = ways.clone();
+        world.decide(move |flight: &Flight| {
+            let way = at.iter().position(|address| [flight.from, flight.to].contains(address)).expect("a way");
+            let Way { cut, late } = shared.borrow()[way];
+            if cut[flight.sender] { Fate::Drop } else { Fate::Late(late[flight.sender] * 1_000_000) }
+        });
+        Scene { world, ways, at }
+    }
+
+    /// Both ends up, by the first way.
+    fn up(duplicate: bool) -> Scene {
+        let mut scene = Scene::new(duplicate);
+        scene.start();
+        scene.world.run(secs(2));
+        assert_eq!(scene.used(), [0, 0]);
+        scene.world.frames.ordered = true;
+        scene
+    }
+
+    fn start(&mut self) {
+        let world = &mut self.world;
+        world.start_both();
+        let peer: Vec<SocketAddr> = world.ends[B].sockets.values().copied().collect();
+        let time = world.ends[A].time(world.now);
+        for way in 0..2 {
+            let process = world.ends[A].process();
+            process.watch.named(&peer);
+            process.link.handle_way_addresses(time, way, &peer);
+        }
+        world.carry_out(A);
+        assert!(world.run_until(secs(3), World::together), "not together after 3 s");
+    }
+
+    fn cut(&self, way: usize, cut: [bool; 2]) {
+        self.ways.borrow_mut()[way].cut = cut;
+    }
+
+    /// The way each end sends by.
+    fn used(&self) -> [usize; 2] {
+        let a = usize::from(self.world.status(A).path.unwrap().socket.0);
+        let b = self.at.iter().position(|at| *at == self.world.status(B).path.unwrap().peer).unwrap();
+        [a, b]
+    }
+
+    /// How long it takes until both ends send by this way; frames go all the time.
+    fn moves_to(&mut self, way: usize, limit: Duration) -> Duration {
+        let begun = self.world.now;
+        let end = begun + limit.as_nanos() as u64;
+        while self.used() != [way, way] {
+            assert!(self.world.now < end, "{:?} after {limit:?}", self.used());
+            self.beat();
+        }
+        Duration::from_nanos(self.world.now - begun)
+    }
+
+    /// A frame each way, and 5 ms.
+    fn beat(&mut self) {
+        for end in [A, B] {
+            self.world.send_frame(end, 100);
+        }
+        self.world.run(ms(5));
+    }
+
+    fn beats(&mut self, time: Duration) {
+        (0..time.as_millis() / 5).for_each(|_| self.beat());
+    }
+
+    /// Frames sealed by both ends, and delivered, since the beginning.
+    fn counts(&self) -> [u64; 2] {
+        let ends = &self.world.ends;
+        [ends[A].sealed + ends[B].sealed, ends[A].delivered + ends[B].delivered]
+    }
+
+    fn says(&self, what: impl Fn(&Event) -> bool) -> usize {
+        self.world.ends[A].said(what)
+    }
+}
+
+#[test]
+fn the_preferred_way_is_used_whoever_answers_first() {
+    let mut scene = Scene::new(false);
+    scene.cut(0, [true, true]);
+    scene.start();
+    scene.world.run(ms(500));
+    assert_eq!(scene.used(), [1, 1], "over the only one that works");
+    scene.cut(0, [false, false]);
+    let took = scene.moves_to(0, secs(3));
+    assert!(took < ms(1_200), "a way that never failed is not waited for: {took:?}");
+}
+
+#[test]
+fn a_line_moves_within_the_detection_time_and_keeps_its_session() {
+    for cut in [[true, true], [true, false], [false, true]] {
+        let mut scene = Scene::up(false);
+        let before = [A, B].map(|end| (scene.world.status(end).since, epoch(&scene.world, end)));
+        scene.cut(0, cut);
+        let took = scene.moves_to(1, secs(5));
+        assert!(took <= DETECTION + ms(100), "{cut:?}: {took:?}");
+        scene.beats(secs(1));
+        carries_in_order(&mut scene);
+        let after = [A, B].map(|end| (scene.world.status(end).since, epoch(&scene.world, end)));
+        assert_eq!(after, before, "{cut:?}");
+        assert_eq!(scene.world.logged(A, Kind::Init).len(), 1, "{cut:?}: it was opened anew");
+        let ways = scene.world.ends[A].process().link.ways();
+        assert_eq!(ways.iter().map(|way| (way.up, way.used)).collect::<Vec<_>>(), [(false, false), (true, true)]);
+    }
+}
+
+fn carries_in_order(scene: &mut Scene) {
+    scene.world.run(ms(500));
+    let before = scene.counts();
+    scene.beats(ms(500));
+    scene.world.run(ms(500));
+    let after = scene.counts();
+    assert_eq!([after[0] - before[0], after[1] - before[1]], [200, 200]);
+}
+
+#[test]
+fn it_comes_back_after_a_while_that_doubles_and_loses_nothing_then() {
+    let mut scene = Scene::up(false);
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        scene.cut(0, [true, true]);
+        scene.moves_to(1, secs(5));
+        scene.world.run(ms(500));
+        let before = scene.counts();
+        scene.cut(0, [false, false]);
+        waits.push(scene.moves_to(0, secs(60)));
+        scene.beats(ms(500));
+        scene.world.run(ms(500));
+        let after = scene.counts();
+        assert_eq!(after[0] - before[0], after[1] - before[1], "something was lost on the way back");
+    }
+    for (wait, expected) in waits.iter().zip([WAY_WAIT, WAY_WAIT * 2, WAY_WAIT * 4]) {
+        assert!(*wait >= expected && *wait < expected + ms(1_500), "{waits:?}");
+    }
+    assert_eq!(scene.says(|event| matches!(event, Event::UsesWay { way: 1 })), 3);
+}
+
+#[test]
+fn nothing_is_overtaken_when_a_slow_way_is_left_for_a_fast_one() {
+    for late in [[60, 0], [0, 60], [60, 25]] {
+        let mut scene = Scene::up(false);
+        scene.ways.borrow_mut()[1].late = late;
+        scene.cut(0, [true, true]);
+        scene.moves_to(1, secs(5));
+        scene.beats(secs(2));
+        scene.world.run(ms(500));
+        let before = scene.counts();
+        scene.cut(0, [false, false]);
+        scene.moves_to(0, secs(60)); // in order, or the watch panics
+        scene.beats(ms(500));
+        scene.world.run(ms(500));
+        let after = scene.counts();
+        assert_eq!(after[0] - before[0], after[1] - before[1], "{late:?}: something was lost");
+    }
+}
+
+#[test]
+fn both_copies_are_sent_and_one_is_delivered() {
+    let mut scene = Scene::up(true);
+    scene.world.run(secs(2)); // the second way has proven itself
+    let before = (scene.counts(), data(&scene));
+    scene.beats(ms(500));
+    scene.world.run(ms(500));
+    let after = scene.counts();
+    assert_eq!([after[0] - before.0[0], after[1] - before.0[1]], [200, 200]);
+    let data = data(&scene);
+    assert_eq!([data[0] - before.1[0], data[1] - before.1[1]], [200, 200], "copies by each way");
+    // One of them dies, and nobody notices.
+    scene.cut(0, [true, true]);
+    let before = scene.counts();
+    scene.beats(secs(6));
+    scene.world.run(ms(500));
+    let after = scene.counts();
+    assert_eq!(after[0] - before[0], after[1] - before[1], "something was lost");
+}
+
+/// Data datagrams that went by each way.
+fn data(scene: &Scene) -> [usize; 2] {
+    let by = |at: &SocketAddr| {
+        let log = scene.world.log.iter().flatten();
+        log.filter(|f| f.kind() == Some(Kind::Data) && f.bytes.len() > 32 && [f.from, f.to].contains(at)).count()
+    };
+    [by(&scene.at[0]), by(&scene.at[1])]
+}
+
+#[test]
+fn a_copier_does_not_lead_the_line_away() {
+    let mut scene = Scene::up(false);
+    let log = scene.world.log.clone().unwrap().len();
+    scene.world.run(secs(3));
+    let sent: Vec<Flight> = scene.world.log.as_ref().unwrap()[log..].to_vec();
+    assert!(!sent.is_empty());
+    // It is faster than the network: what A sends now comes from the copier's address first, and A hears nothing there.
+    let held = Rc::new(RefCell::new(Vec::new()));
+    let taken = held.clone();
+    scene.world.decide(move |flight: &Flight| {
+        if flight.sender == A && flight.kind() == Some(Kind::Control) {
+            taken.borrow_mut().push(flight.clone());
+            return Fate::Drop;
+        }
+        if flight.to == stranger() { Fate::Drop } else { Fate::Pass }
+    });
+    for _ in 0..100 {
+        scene.world.run(ms(20));
+        for flight in held.borrow_mut().drain(..) {
+            scene.world.give(B, stranger(), &flight.bytes);
+        }
+        assert_ne!(scene.world.status(B).path.unwrap().peer, stranger());
+    }
+}
+
+#[test]
+fn a_silent_way_says_so_again_and_again() {
+    let mut scene = Scene::up(false);
+    scene.cut(1, [true, true]);
+    scene.world.run(secs(40));
+    let said = scene.says(|event| matches!(event, Event::SilentWay { way: 1 }));
+    assert!((3..=4).contains(&said), "{said}");
+    assert_eq!(scene.says(|event| matches!(event, Event::SilentWay { way: 0 })), 0);
+    assert_eq!(scene.used(), [0, 0]);
+}
