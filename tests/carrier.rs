@@ -393,6 +393,7 @@ scenario!(a_helper_that_dies_takes_no_link_down_and_a_link_that_dies_is_told_of,
     let helper = children(left.id())[0];
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(helper as i32), Signal::SIGKILL).unwrap();
     left.wait_for_log(&["error", "helper that runs the hooks has ended"], PATIENCE);
+    right.wait_for_state("up"); // it is so a Report later
     lab.left.ping_all(lab.right.inner[0]);
     assert!(right.terminate().success());
     wait_until("carrier going", PATIENCE, || !carrier(&lab.left));

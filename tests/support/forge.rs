@@ -52,6 +52,8 @@ fn answers_only(world: &mut World, end: usize, copy: &Flight, forgery: Forgery) 
     let cached = (kind == Some(Kind::Init)).then(|| response_to(world, end, copy)).flatten();
     // An Init that had come too soon after another may be taken the second time.
     let fresh = kind == Some(Kind::Init) && forgery == Forgery::Copy && cached.is_none();
+    // And a Challenge that had come from where the peer was not looked for yet.
+    let early = kind == Some(Kind::Challenge) && sent_with_nonce(world, end, Kind::Init, copy).is_none();
     let (mut outputs, mut answers) = (Vec::new(), 0);
     while let Some(output) = world.ends[end].process().link.poll_output() {
         match &output {
@@ -60,7 +62,8 @@ fn answers_only(world: &mut World, end: usize, copy: &Flight, forgery: Forgery) 
                 let answer = Kind::of(&transmit.datagram);
                 let challenge = (kind, answer) == (Some(Kind::Knock), Some(Kind::Challenge));
                 let response = fresh && answer == Some(Kind::Response) || cached.as_ref() == Some(&transmit.datagram);
-                assert!(challenge || response, "a copy of {kind:?} drew {answer:?}");
+                let init = early && answer == Some(Kind::Init);
+                assert!(challenge || response || init, "a copy of {kind:?} drew {answer:?}");
                 answers += 1;
                 assert_eq!(answers, 1, "a copy of {kind:?} drew more than one answer");
             }
@@ -80,6 +83,11 @@ fn answers_only(world: &mut World, end: usize, copy: &Flight, forgery: Forgery) 
 
 /// What the end's present process answered to this Init.
 fn response_to(world: &World, end: usize, init: &Flight) -> Option<Vec<u8>> {
+    sent_with_nonce(world, end, Kind::Response, init)
+}
+
+/// What it sent of this kind with the nonce of `of`.
+fn sent_with_nonce(world: &World, end: usize, kind: Kind, of: &Flight) -> Option<Vec<u8>> {
     let mut sent = world.log.iter().flatten().skip(world.ends[end].born).filter(|f| f.sender == end);
-    sent.find(|f| f.kind() == Some(Kind::Response) && f.bytes[4..20] == init.bytes[4..20]).map(|f| f.bytes.clone())
+    sent.find(|f| f.kind() == Some(kind) && f.bytes[4..20] == of.bytes[4..20]).map(|f| f.bytes.clone())
 }
