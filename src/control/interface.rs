@@ -443,7 +443,8 @@ mod tests {
             assert_eq!(netlink.mtu(index).await.unwrap(), 1420, "until it is found what passes");
             for (path, most) in [(1, 1372), (0, 1464), (1, 1372), (2, 1464)] {
                 way.send_replace(Way { path: Some(path), peer: Some(V4), found: None });
-                ceiling.wait_for(|told| *told == Some(most)).await.unwrap();
+                let told = ceiling.wait_for(|told| *told == Some(most));
+                tokio::time::timeout(Duration::from_secs(10), told).await.expect("not by that interface").unwrap();
             }
             for (found, mtu) in [(1464, 1432), (1272, 1280), (1400, 1368)] {
                 way.send_replace(Way { path: None, peer: Some(V4), found: Some(found) });
