@@ -174,9 +174,10 @@ pub const WAY_FORGET: Duration = Duration::from_secs(300);
 pub const WAY_LOSSY: f64 = 0.25;
 /// … and down to which it has to come to be as good as that again.
 pub const WAY_CLEAN: f64 = 0.07;
-/// For how long at least nothing is sent when the line moves to another way …
-pub const WAY_HOLD_MIN: Duration = Duration::from_millis(2);
-/// … and at most; between them, for as long as the way before takes longer.
+/// When the line moves to another way nothing is sent for as long as the way before takes longer, and this, which is a tick of a
+/// scheduler's clock (CONFIG_HZ=250) and some more …
+pub const WAY_HOLD_MIN: Duration = Duration::from_millis(5);
+/// … but no longer than this.
 pub const WAY_HOLD_MAX: Duration = Duration::from_millis(250);
 /// How often it is said of a way that it is silent.
 pub const WAY_SILENT: Duration = Duration::from_secs(10);

@@ -401,7 +401,8 @@ impl Ways {
 fn differ(old: &Way, new: &Way, of: impl Fn(&Trip) -> i128) -> Duration {
     let (slowest, fastest) = (old.trips.iter().map(&of).max(), new.trips.iter().map(&of).min());
     let ns = slowest.zip(fastest).map_or(0, |(slowest, fastest)| slowest - fastest);
-    Duration::from_nanos(u64::try_from(ns).unwrap_or_default()).clamp(WAY_HOLD_MIN, WAY_HOLD_MAX)
+    let ns = ns.saturating_add(WAY_HOLD_MIN.as_nanos() as i128);
+    Duration::from_nanos(u64::try_from(ns).unwrap_or_default()).min(WAY_HOLD_MAX)
 }
 
 /// What the end that leads says of a way.
