@@ -5,6 +5,7 @@
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
+use std::array::from_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -51,21 +52,18 @@ impl AsFd for Wake {
 /// `InvalidInput` if there is nothing to wait for; else as poll(2). A signal is not an error.
 pub fn wait_readable<const N: usize>(fds: [Option<BorrowedFd<'_>>; N], at_most: Option<Duration>) -> io::Result<u32> {
     const { assert!(N <= 32, "one bit each") };
-    let Some(filler) = fds.iter().flatten().next().copied() else {
+    let Some(first) = fds.iter().flatten().next() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to wait for"));
     };
-    // An absent one is stood in for, asked for nothing, and not listened to.
-    let mut polled = fds.map(|fd| match fd {
-        Some(fd) => PollFd::new(fd, PollFlags::POLLIN),
-        None => PollFd::new(filler, PollFlags::empty()),
-    });
-    while let Err(error) = ppoll(&mut polled, at_most.map(TimeSpec::from), None) {
+    let (count, mut present) = (fds.iter().flatten().count(), fds.iter().flatten());
+    let mut polled: [_; N] = from_fn(|_| PollFd::new(*present.next().unwrap_or(first), PollFlags::POLLIN));
+    while let Err(error) = ppoll(&mut polled[..count], at_most.map(TimeSpec::from), None) {
         if error != Errno::EINTR {
             return Err(error.into());
         }
     }
-    let spoke = |n: usize| fds[n].is_some() && polled[n].any().unwrap_or(true);
-    Ok((0..N).map(|n| u32::from(spoke(n)) << n).sum())
+    let bits = (0..N).filter(|n| fds[*n].is_some());
+    Ok(bits.zip(polled).map(|(n, fd)| u32::from(fd.any().unwrap_or(true)) << n).sum())
 }
 
 #[cfg(test)]
