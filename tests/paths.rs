@@ -7,6 +7,7 @@
 
 mod common;
 
+use std::fs;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
@@ -59,7 +60,7 @@ fn branch() -> (Lab, Router) {
     let (mut lab, router) = (Lab::unconnected(), Router::alone());
     (lab.left.endpoint, lab.right.endpoint) = (None, Some(endpoint(&HQ, 0)));
     lab.right.listen = None;
-    [&mut lab.left, &mut lab.right].into_iter().for_each(|site| tell_interval(site, INTERVAL));
+    [&mut lab.left, &mut lab.right].into_iter().for_each(tell_interval);
     lab.right.sections += &path("fibre", 0, &by_interface(&FIBRE));
     lab.right.sections += &path("radio", 1, &by_interface(&RADIO));
     router.plug_in(&lab.left, &HQ);
@@ -89,8 +90,12 @@ fn set(relay: &Relay, faults: Faults) {
     relay.set([faults; 2]);
 }
 
-fn tell_interval(site: &mut Site, interval: Duration) {
-    site.sections = format!("[liveness]\ninterval = \"{}ms\"\n", interval.as_millis());
+fn tell_interval(site: &mut Site) {
+    site.sections += &liveness();
+}
+
+fn liveness() -> String {
+    format!("[liveness]\ninterval = \"{}ms\"\n", INTERVAL.as_millis())
 }
 
 /// Both directions of an uplink.
@@ -260,8 +265,7 @@ scenario!(
         }
         let (mut lab, router) = branch_with_uplinks();
         for site in [&mut lab.left, &mut lab.right] {
-            let text = format!("[liveness]\ninterval = \"{}ms\"\n", INTERVAL.as_millis());
-            site.sections = site.sections.replace(&text, "");
+            site.sections = site.sections.replace(&liveness(), "");
         }
         let (left, right) = up(&lab);
         let before = line([&left, &right]);
@@ -309,18 +313,8 @@ scenario!(
     an_uplink_whose_interface_goes_down_and_comes_up,
     60,
     {
-        let (lab, router) = branch_with_uplinks();
-        let (left, right) = up(&lab);
-        let before = line([&left, &right]);
-        let pulse = Pulse::of(&lab);
-        let gaps = pulse.during("the interface of the fibre goes down", || {
-            lab.right.take_down(FIBRE.name);
-            wait_for(&right, &["radio"], "radio", STALL + LOOK);
-        });
-        assert_short(gaps, STALL);
-        router.bring_up(&lab.right, &FIBRE);
-        comes_back(&pulse, &right, DAMPING, REOPENED + LOOK);
-        assert_eq!(line([&left, &right]), before);
+        let go = |lab: &Lab| lab.right.take_down(FIBRE.name);
+        an_interface_goes_and_comes_back("goes down", go, |lab, router| router.bring_up(&lab.right, &FIBRE));
     }
 );
 
@@ -329,18 +323,49 @@ scenario!(
     an_uplink_whose_interface_is_deleted_and_made_anew,
     60,
     {
+        let go = |lab: &Lab| lab.right.netlink(async |netlink| netlink.delete_link(FIBRE.name).await.unwrap());
+        an_interface_goes_and_comes_back("is deleted", go, |lab, router| router.plug_in(&lab.right, &FIBRE));
+    }
+);
+
+fn an_interface_goes_and_comes_back(what: &str, go: impl Fn(&Lab), come: impl Fn(&Lab, &Router)) {
+    let (lab, router) = branch_with_uplinks();
+    let (left, right) = up(&lab);
+    let before = line([&left, &right]);
+    let pulse = Pulse::of(&lab);
+    let gaps = pulse.during(&format!("the interface of the fibre {what}"), || {
+        go(&lab);
+        wait_for(&right, &["radio"], "radio", STALL + LOOK);
+    });
+    assert_short(gaps, STALL);
+    come(&lab, &router);
+    comes_back(&pulse, &right, DAMPING, REOPENED + LOOK);
+    assert_eq!(line([&left, &right]), before);
+}
+
+scenario!(
+    /// Some distributions have it so: what comes by the uplink that the route to the peer does not use is dropped. It is said.
+    an_uplink_with_a_strict_reverse_path_filter,
+    40,
+    {
         let (lab, router) = branch_with_uplinks();
-        let (left, right) = up(&lab);
-        let before = line([&left, &right]);
-        let pulse = Pulse::of(&lab);
-        let gaps = pulse.during("the interface of the fibre is deleted", || {
-            lab.right.netlink(async |netlink| netlink.delete_link(FIBRE.name).await.unwrap());
-            wait_for(&right, &["radio"], "radio", STALL + LOOK);
-        });
-        assert_short(gaps, STALL);
-        router.plug_in(&lab.right, &FIBRE);
-        comes_back(&pulse, &right, DAMPING, REOPENED + LOOK);
-        assert_eq!(line([&left, &right]), before);
+        let strict = |value: &str| {
+            lab.right.network.run(|| {
+                fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "0").unwrap();
+                fs::write(format!("/proc/sys/net/ipv4/conf/{}/rp_filter", RADIO.name), value).unwrap();
+            })
+        };
+        strict("1").unwrap();
+        let (_left, right) = lab.up();
+        let said = "path radio will hear nothing over ipv4 while the route to the peer goes by another interface";
+        right.wait_for_log(&[said, "net.ipv4.conf.right1.rp_filter is 1; set it to 2"], PATIENCE);
+        assert!(!lab.right.log().contains("path fibre will hear nothing"), "{}", lab.right.log());
+        thread::sleep(2 * INTERVAL);
+        assert!(is_so(&right.status(), &["fibre"], "fibre"), "{:#}", right.status()["paths"]);
+        // And what it says is the remedy.
+        strict("2").unwrap();
+        wait_for(&right, &["fibre", "radio"], "fibre", PATIENCE);
+        drop(router);
     }
 );
 
@@ -498,8 +523,7 @@ scenario!(
             let line = netlink.index(HQ.name).await.unwrap();
             netlink.add_address(line, second.parse().unwrap(), 24).await.unwrap();
         });
-        tell_interval(&mut lab.right, INTERVAL);
-        lab.right.sections += &path("fibre", 0, "");
+        lab.right.sections = liveness() + &path("fibre", 0, "");
         lab.right.sections += &path("radio", 1, &format!("endpoint = \"{second}:{PORT}\""));
         router.plug_in(&lab.right, &FIBRE);
         let (left, right) = up(&lab);
@@ -531,7 +555,7 @@ scenario!(
         for (site, own, peers) in
             [(&mut lab.left, [HQ, HQ_OTHER], [FIBRE, RADIO]), (&mut lab.right, [FIBRE, RADIO], [HQ, HQ_OTHER])]
         {
-            tell_interval(site, INTERVAL);
+            tell_interval(site);
             site.endpoint = None;
             for (n, name) in ["fibre", "radio"].into_iter().enumerate() {
                 let lines = format!("{}\nendpoint = \"{}\"", by_interface(&own[n]), endpoint(&peers[n], 1));

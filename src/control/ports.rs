@@ -11,6 +11,7 @@ use crate::config::{Config, PathConfig};
 use crate::dataplane::MAX_SOCKETS;
 use crate::protocol::{SocketId, Time};
 use crate::sys::offloads::UdpOffloads;
+use crate::sys::sysctl;
 use crate::sys::udp::{BindError, Ties, UdpSocket};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -138,7 +139,21 @@ impl Ports {
             path.there = false;
             warn!("path {} is not there yet, and is tried again: {}", path.name, in_words(&source));
         }
+        self.warn_of_strict_filters();
         Ok(opened)
+    }
+
+    /// A strict reverse path filter (RFC 3704) lets in what the peer sends at the one interface alone that the route to it goes by.
+    fn warn_of_strict_filters(&self) {
+        let filtered = sysctl::strictly_filtered();
+        for PathPort { name, place, .. } in &self.paths {
+            if let Some(interface) = place.ties.interface.as_ref().filter(|interface| filtered.contains(interface)) {
+                warn!(
+                    "path {name} will hear nothing over IPv4 while the route to the peer goes by another interface: \
+                     net.ipv4.conf.{interface}.rp_filter is 1; set it to 2"
+                );
+            }
+        }
     }
 
     /// Whether the path is the first that goes by its socket.
