@@ -179,8 +179,7 @@ impl Driver {
             }
             Woken::Mail(Message::TooBig { path }) => {
                 // What a second way does not take says nothing of the line's own.
-                let line = self.link.status().path;
-                if line.is_some_and(|line| (line.socket, line.peer) == (path.socket, path.peer)) {
+                if self.link.status().path.is_some_and(|line| line.same_ends(path)) {
                     self.link.handle_too_big(now, None);
                 }
             }
@@ -240,12 +239,14 @@ impl Driver {
         }
         let link = self.link.status();
         let path = link.path.map(|path| path.peer);
-        let peers: Vec<_> = path.iter().flat_map(|peer| self.dataplane.sockets().map(|id| (id, *peer))).collect();
+        // The line's own address may be talked to by any socket; others are those of ways.
+        let peers = path.iter().flat_map(|peer| self.dataplane.sockets().map(|id| (id, *peer)));
+        let peers: Vec<_> = peers.chain(self.link.peers().map(|path| (path.socket, path.peer))).collect();
         if let Err(error) = self.dataplane.admit(&peers) {
             debug!("what the peer sends may come later than what others do: {error}");
         }
         let way = match path {
-            Some(peer) => (self.link.ways().iter().position(|way| way.used), Some(peer)),
+            Some(peer) => (self.link.used_way(), Some(peer)),
             None => self.state.sought_first().unzip(),
         };
         let found = link.tx_size.map(|found| found.size);

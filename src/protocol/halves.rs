@@ -34,6 +34,14 @@ pub struct Path {
     pub peer: SocketAddr,
 }
 
+impl Path {
+    /// Whether it is between the same socket and the same address of the peer's, from whichever own address.
+    #[must_use]
+    pub fn same_ends(self, other: Path) -> bool {
+        (self.socket, self.peer) == (other.socket, other.peer)
+    }
+}
+
 /// What the engine hands to the egress loop.
 pub enum EgressUpdate {
     /// Seal under this session from now on; `None` stops user data.

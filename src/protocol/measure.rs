@@ -64,6 +64,11 @@ fn count(lane: &LaneLevels) -> LaneReport {
     }
 }
 
+/// A round-trip time with one more sample in it, by 1/8, as in RFC 6298 §2.3.
+pub fn smoothed(rtt: Option<Duration>, sample: Duration) -> Duration {
+    rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8)
+}
+
 /// What is known of the line.
 #[derive(Default)]
 pub struct Measure {
@@ -125,16 +130,11 @@ impl Measure {
         self.rx.add(total(|l| l.sent), came.iter().map(|l| l.received).sum());
         if let Some(&(said, sent)) = self.said.iter().find(|(time, _)| *time == report.echo) {
             let rtt = now.as_micros().saturating_sub(said).saturating_sub(report.hold_us.into());
-            self.add_rtt(Duration::from_micros(rtt));
+            self.rtt = Some(smoothed(self.rtt, Duration::from_micros(rtt)));
             self.tx.add(sent, total(|l| l.received));
         }
         self.add_transit(i128::from(now.0) - i128::from(report.time_us) * 1_000);
         self.heard = Some(Heard { time_us: report.time_us, at: now, lanes: came });
-    }
-
-    /// Smoothed by 1/8, as in RFC 6298 §2.3.
-    fn add_rtt(&mut self, sample: Duration) {
-        self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
     }
 
     /// Interarrival jitter, RFC 3550 §6.4.1: `J += (|D| - J) / 16`.

@@ -8,6 +8,7 @@ use super::{
     constants::*,
     halves::Path,
     link::{WayParams, WayStatus},
+    measure::smoothed,
     paths::Cookie,
     slots::Rank,
     time::Time,
@@ -120,8 +121,7 @@ impl Way {
         };
         asked.answered = true;
         let (at, peer) = (asked.at, asked.peer);
-        let sample = now.since(at);
-        self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8)); // RFC 6298 §2.3
+        self.rtt = Some(smoothed(self.rtt, now.since(at)));
         let peers = i128::from(time_us) * 1_000;
         if self.trips.len() == TRIPS {
             self.trips.pop_front();
@@ -133,6 +133,7 @@ impl Way {
         let local = if same { from.local } else { known };
         self.path = Some(Path { socket: self.params.socket, local, peer });
         (self.heard, self.waiting_since) = (now, None);
+        self.judge(now);
         true
     }
 
@@ -281,7 +282,7 @@ impl Ways {
 
     /// Whether user data goes there: the peer may ask for an answer.
     pub fn uses(&self, path: Path) -> bool {
-        let there = |way: &Way| way.path.is_some_and(|known| (known.socket, known.peer) == (path.socket, path.peer));
+        let there = |way: &Way| way.path.is_some_and(|known| known.same_ends(path));
         [self.used, self.second].into_iter().flatten().filter_map(|n| self.ways.get(n)).any(there)
     }
 
@@ -319,9 +320,7 @@ impl Ways {
     }
 
     pub fn answer(&mut self, now: Time, from: Path, cookie: Cookie, time_us: u64) {
-        if let Some(way) = self.ways.iter_mut().find_map(|way| way.answer(now, from, cookie, time_us).then_some(way)) {
-            way.judge(now);
-        }
+        _ = self.ways.iter_mut().any(|way| way.answer(now, from, cookie, time_us));
     }
 
     /// What has changed by now.
@@ -347,17 +346,19 @@ impl Ways {
         up
     }
 
+    /// The ways that are better than the one in use, the best first, and from when on each may be used in its place. All that work are
+    /// better than one that does not, and at once.
+    fn better(&self) -> impl Iterator<Item = (usize, Option<Time>)> {
+        let works = self.used.is_some_and(|used| self.ways[used].up);
+        let better = self.ranked().into_iter().take_while(|n| Some(*n) != self.used);
+        better.map(move |n| (n, works.then(|| self.ways[n].steady_at())))
+    }
+
     /// Chooses; gives the way to move to, if it is another. `second` is chosen with it.
     pub fn choose(&mut self, now: Time) -> Option<Move> {
-        let ranked = self.ranked();
-        let works = self.used.is_some_and(|used| self.ways[used].up);
-        let better = ranked.iter().copied().take_while(|n| Some(*n) != self.used);
-        let next = match works {
-            true => better.into_iter().find(|n| self.ways[*n].steady_at() <= now),
-            false => ranked.first().copied(),
-        };
+        let next = self.better().find(|(_, from)| from.is_none_or(|from| from <= now));
         let mut moved = None;
-        if let Some(way) = next
+        if let Some((way, _)) = next
             && let Some(path) = self.ways[way].path
         {
             let differ = |of: fn(&Trip) -> i128| {
@@ -367,20 +368,27 @@ impl Ways {
             (self.used, self.moved, self.back) = (Some(way), now, back);
             moved = Some(Move { way, path, hold });
         }
-        self.second = ranked.into_iter().find(|n| Some(*n) != self.used);
+        self.second = self.ranked().into_iter().find(|n| Some(*n) != self.used);
         moved
     }
 
     /// When something is due.
     pub fn deadline(&self, now: Time, interval: Duration, detection: Duration, asking: bool) -> Option<Time> {
-        let works = self.used.is_some_and(|used| self.ways[used].up);
         let asks = self.ways.iter().enumerate().filter(|(_, way)| asking && !way.candidates().is_empty());
         let asks = asks.map(|(n, way)| way.next(interval, self.hurries(now, interval, n)));
         let lost = self.ways.iter().filter(|way| way.up).map(|way| way.heard + detection);
         let silent = self.ways.iter().filter(|way| !way.up && !way.addresses.is_empty()).map(|way| way.silent_next);
-        let better = self.ranked().into_iter().take_while(|n| Some(*n) != self.used);
-        let better = better.map(|n| self.ways[n].steady_at()).filter(|_| works);
-        asks.chain(lost).chain(silent).chain(better).min()
+        asks.chain(lost).chain(silent).chain(self.better().filter_map(|(_, from)| from)).min()
+    }
+
+    /// The one in use.
+    pub fn used(&self) -> Option<usize> {
+        self.used
+    }
+
+    /// Where the peer has answered, on each way.
+    pub fn answered(&self) -> impl Iterator<Item = Path> {
+        self.ways.iter().filter_map(|way| way.path)
     }
 
     pub fn status(&self) -> Vec<WayStatus> {
@@ -419,7 +427,9 @@ pub struct Use {
 /// A way of the peer's.
 struct Led {
     path: Path,
+    /// When a word about it was heard last, which was this one: of a slow way and a fast one each has its own order.
     heard: Time,
+    said: Option<(Rank, u64)>,
     usage: Use,
     /// The check that it was sent, and when.
     asked: Option<(Cookie, Time)>,
@@ -430,8 +440,6 @@ struct Led {
 #[derive(Default)]
 pub struct Follower {
     ways: Vec<Led>,
-    /// The newest check that was listened to.
-    newest: Option<(Rank, u64)>,
 }
 
 impl Follower {
@@ -440,29 +448,24 @@ impl Follower {
         self.ways.iter().any(|way| now < way.heard + detection)
     }
 
-    /// The peer says what it uses `path` for; true where it has to prove that it is there, with `cookie`.
-    pub fn hear(&mut self, now: Time, of: (Rank, u64), path: Path, usage: Use, cookie: Cookie) -> bool {
-        if self.newest.is_some_and(|newest| of <= newest) {
-            return false; // a slow way's word may come late
-        }
-        self.newest = Some(of);
-        for way in &mut self.ways {
-            let Use { first, second, hold } = way.usage;
-            // What was the best is the second best until the peer says else.
-            let second = (second || first && usage.first) && !usage.second;
-            way.usage = Use { first: first && !usage.first, second, hold };
-        }
+    /// The peer says what it uses `path` for; gives the cookie with which it has to prove that it is there, if it has to: `fresh`, or
+    /// that of a check whose answer may still be under way.
+    pub fn hear(&mut self, now: Time, of: (Rank, u64), path: Path, usage: Use, fresh: Cookie) -> Option<Cookie> {
         let way = match self.ways.iter().position(|way| way.path == path) {
             Some(known) => &mut self.ways[known],
             None => self.make_room(path),
         };
-        (way.heard, way.usage) = (now, usage);
-        let spaced = way.asked.is_none_or(|(_, at)| now >= at + PATH_CHECK_SPACING);
-        let asks = spaced && (usage.first || usage.second);
-        if asks {
-            way.asked = Some((cookie, now));
+        if way.said.is_some_and(|said| of <= said) {
+            return None;
         }
-        asks
+        (way.heard, way.said, way.usage) = (now, Some(of), usage);
+        let spaced = way.asked.is_none_or(|(_, at)| now >= at + PATH_CHECK_SPACING);
+        if !spaced || !(usage.first || usage.second) {
+            return None;
+        }
+        let cookie = way.asked.map_or(fresh, |(asked, _)| asked);
+        way.asked = Some((cookie, now));
+        Some(cookie)
     }
 
     /// The one that was heard longest ago makes room.
@@ -473,23 +476,35 @@ impl Follower {
             self.ways.swap_remove(oldest);
         }
         let usage = Use::default();
-        self.ways.push(Led { path, heard: Time(0), usage, asked: None, proven: false });
+        self.ways.push(Led { path, heard: Time(0), said: None, usage, asked: None, proven: false });
         let last = self.ways.len() - 1;
         &mut self.ways[last]
+    }
+
+    /// Whether the peer wants the line there: its last word about another way that it used may be older.
+    fn is_first(&self, way: &Led) -> bool {
+        let newest = self.ways.iter().filter(|way| way.usage.first).map(|way| way.said).max();
+        way.usage.first && newest == Some(way.said)
     }
 
     /// Takes an answer to a check: where the line is to go, if the peer wants it there, and after how long.
     pub fn answer(&mut self, cookie: Cookie) -> Option<(Path, Duration)> {
         let way = self.ways.iter_mut().find(|way| way.asked.is_some_and(|(asked, _)| asked == cookie))?;
         (way.asked, way.proven) = (None, true);
-        way.usage.first.then_some((way.path, way.usage.hold))
+        let (path, hold) = (way.path, way.usage.hold);
+        self.ways.iter().any(|way| way.path == path && self.is_first(way)).then_some((path, hold))
     }
 
-    /// Where the second copy of each datagram goes, if that is wanted.
+    /// Where the peer has proved to be.
+    pub fn proven(&self) -> impl Iterator<Item = Path> {
+        self.ways.iter().filter(|way| way.proven).map(|way| way.path)
+    }
+
+    /// Where the second copy of each datagram goes, if that is wanted: by the second best; by what was the best, until the peer says
+    /// what it is now; by the best, where the line will go in a moment.
     pub fn second(&self, now: Time, detection: Duration) -> Option<Path> {
-        let good = |way: &&Led| way.proven && now < way.heard + detection;
-        // The best one is the line's own way, or will be in a moment.
-        let best = self.ways.iter().filter(good).filter(|way| way.usage.first);
-        self.ways.iter().filter(good).filter(|way| way.usage.second).chain(best).map(|way| way.path).next()
+        let good = |way: &&Led| way.proven && now < way.heard + detection && (way.usage.first || way.usage.second);
+        let best = self.ways.iter().filter(good).max_by_key(|way| (way.usage.second, !self.is_first(way), way.said));
+        best.map(|way| way.path)
     }
 }

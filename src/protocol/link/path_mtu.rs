@@ -55,10 +55,7 @@ impl Sizes {
     fn follow(&mut self, now: Time, path: Option<Path>) {
         let same = match (self.path, path) {
             // Another own address may be another way out; none is only one that is not known.
-            (Some(a), Some(b)) => {
-                let same_ends = (a.socket, a.peer) == (b.socket, b.peer);
-                same_ends && (a.local == b.local || a.local.is_none() || b.local.is_none())
-            }
+            (Some(a), Some(b)) => a.same_ends(b) && (a.local == b.local || a.local.is_none() || b.local.is_none()),
             (a, b) => a == b,
         };
         self.path = path;

@@ -52,6 +52,17 @@ impl Link {
         self.ways.own.status()
     }
 
+    /// Which of the ways is in use, if there are any.
+    #[must_use]
+    pub fn used_way(&self) -> Option<usize> {
+        self.ways.own.used()
+    }
+
+    /// Where the peer has shown to be, on ways of either end's; the line goes by one of them.
+    pub fn peers(&self) -> impl Iterator<Item = Path> {
+        self.ways.own.answered().chain(self.ways.follower.proven())
+    }
+
     /// Whether the peer says where the line goes.
     pub(super) fn is_led(&self, now: Time) -> bool {
         !self.ways.own.lead() && self.ways.follower.is_led(now, self.detection())
@@ -144,12 +155,13 @@ impl Link {
             return;
         }
         let usage = Use { second: usage.second && self.params.duplicate, ..usage };
-        let Ok(own) = self.entropy.bytes() else {
+        let Ok(fresh) = self.entropy.bytes() else {
             return self.event(Event::CryptoFailed);
         };
-        let asks = self.ways.follower.hear(now, of, path, usage, own);
-        if asks && self.paths.current != Some(path) {
-            self.send_path_check(path, own);
+        if let Some(cookie) = self.ways.follower.hear(now, of, path, usage, fresh)
+            && self.paths.current != Some(path)
+        {
+            self.send_path_check(path, cookie);
         }
     }
 
