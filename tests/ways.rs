@@ -27,6 +27,8 @@ struct Way {
     late: [u64; 2],
     /// The share that is lost of what goes either way.
     loss: f64,
+    /// The largest datagram that passes.
+    largest: Option<usize>,
 }
 
 /// A has two ways to B, the first preferred; B has none of its own to choose from.
@@ -52,8 +54,9 @@ impl Scene {
         let (shared, mut dice) = (ways.clone(), Dice::new(!seed));
         world.decide(move |flight: &Flight| {
             let way = at.iter().position(|address| [flight.from, flight.to].contains(address)).expect("a way");
-            let Way { cut, late, loss } = shared.borrow()[way];
-            let lost = cut[flight.sender] || dice.chance(loss);
+            let Way { cut, late, loss, largest } = shared.borrow()[way];
+            let lost =
+                cut[flight.sender] || dice.chance(loss) || largest.is_some_and(|largest| flight.bytes.len() > largest);
             if lost { Fate::Drop } else { Fate::Late(late[flight.sender] * 1_000_000) }
         });
         Scene { world, ways, at }
@@ -250,6 +253,39 @@ fn both_copies_are_sent_and_one_is_delivered() {
     scene.world.run(ms(500));
     let after = scene.counts();
     assert_eq!(after[0] - before[0], after[1] - before[1], "something was lost");
+}
+
+#[test]
+fn copies_are_no_larger_than_what_the_narrower_way_carries() {
+    let mut scene = Scene::new(1, true);
+    scene.ways.borrow_mut()[1].largest = Some(1_300);
+    scene.start();
+    let sizes = |scene: &Scene| [A, B].map(|end| scene.world.status(end).tx_size.map(|found| found.size));
+    let frames = |scene: &mut Scene, time: Duration| {
+        scene.world.run(secs(1));
+        let before = scene.counts();
+        for _ in 0..time.as_millis() / 10 {
+            [A, B].into_iter().for_each(|end| _ = scene.world.send_frame(end, 1_400));
+            scene.world.run(ms(10));
+        }
+        scene.world.run(secs(1));
+        let after = scene.counts();
+        assert_eq!(after[0] - before[0], after[1] - before[1], "something was lost");
+    };
+    scene.world.run(secs(10));
+    assert_eq!((scene.used(), sizes(&scene)), ([0, 0], [Some(1_300); 2]));
+    // The wider one dies in the middle, and comes back.
+    frames(&mut scene, secs(1));
+    scene.cut(0, [true, true]);
+    frames(&mut scene, secs(5));
+    assert_eq!((scene.used(), sizes(&scene)), ([1, 1], [Some(1_300); 2]));
+    scene.cut(0, [false, false]);
+    frames(&mut scene, secs(20));
+    assert_eq!((scene.used(), sizes(&scene)), ([0, 0], [Some(1_300); 2]));
+    // Without the narrow one the line is as wide as it can be.
+    scene.cut(1, [true, true]);
+    frames(&mut scene, secs(10));
+    assert_eq!(sizes(&scene), [Some(1_472); 2]);
 }
 
 /// Data datagrams that went by each way.

@@ -177,12 +177,7 @@ impl Driver {
                 debug!("user data cannot leave from the address in use: {error}");
                 self.link.handle_send_failure(now, path);
             }
-            Woken::Mail(Message::TooBig { path }) => {
-                // What a second way does not take says nothing of the line's own.
-                if self.link.status().path.is_some_and(|line| line.same_ends(path)) {
-                    self.link.handle_too_big(now, None);
-                }
-            }
+            Woken::Mail(Message::TooBig { path }) => self.link.handle_too_big(now, path, None),
             Woken::Mail(Message::LoopDied { which, error }) => {
                 let interface = self.identity.interface.clone();
                 self.end(now, Err(RunError::LoopDied { which, interface, source: error }));
@@ -277,7 +272,7 @@ impl Driver {
             Ok(()) => {}
             Err(error) if udp::is_too_big(&error) => {
                 let length = u16::try_from(datagram.len()).unwrap_or(u16::MAX);
-                self.link.handle_too_big(now, Some(length));
+                self.link.handle_too_big(now, path, Some(length));
             }
             // A full buffer, or a datagram for a socket that has gone meanwhile.
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotFound) => {

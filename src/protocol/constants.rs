@@ -130,6 +130,8 @@ pub const MTU_FLOOR: u16 = 548;
 pub const MTU_BASE: u16 = 1_200;
 /// The largest that is tried unless something is known of the own interface: Ethernet's, over IPv4.
 pub const MTU_CEILING: u16 = 1_472;
+/// In the mark of a Probe: it is of the way that second copies go.
+pub const MARK_SECOND: u8 = 0x80;
 /// Sizes tried at once.
 pub const PROBE_SIZES: u32 = 5;
 /// The size of a small probe: the least a Probe can have.

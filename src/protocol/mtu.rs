@@ -89,14 +89,14 @@ const DOUBT: f64 = 1.0 / 4_000.0;
 const MOST_TRIES: u32 = 64;
 
 impl Mtu {
-    /// Before there is a line.
-    pub fn new() -> Mtu {
+    /// Before there is a line. `mark` is the first of its marks; all have its highest bit.
+    pub fn new(mark: u8) -> Mtu {
         Mtu {
             ceiling: MTU_CEILING,
             size: MTU_BASE,
             good: MTU_FLOOR,
             found: None,
-            mark: 0,
+            mark,
             sent: 0,
             loss: LOSS_FIRST,
             trial: None,
@@ -288,7 +288,7 @@ impl Mtu {
 
     /// Forgets what was known, and begins anew.
     fn restart(&mut self, now: Time) {
-        self.mark = self.mark.wrapping_add(1);
+        self.mark = self.mark & MARK_SECOND | self.mark.wrapping_add(1) & !MARK_SECOND;
         self.sent = 0;
         self.good = MTU_FLOOR;
         self.size = MTU_BASE.min(self.ceiling);

@@ -11,43 +11,16 @@ use crate::protocol::{
 };
 use std::time::Duration;
 
-/// Both directions' sizes.
-pub(super) struct Sizes {
-    search: Mtu,
-    arrived: Arrived,
+/// The search for what one path carries.
+struct Search {
+    mtu: Mtu,
     /// The path that is searched, while the line is up.
     path: Option<Path>,
-    /// What the egress loop was told …
-    told: Option<u16>,
-    /// … and the people.
-    said: Option<Found>,
 }
 
-impl Sizes {
-    pub(super) fn new() -> Sizes {
-        Sizes { search: Mtu::new(), arrived: Arrived::default(), path: None, told: None, said: None }
-    }
-
-    pub(super) fn deadline(&self) -> Option<Time> {
-        self.search.deadline()
-    }
-
-    pub(super) fn found(&self) -> Option<Found> {
-        self.search.found()
-    }
-
-    pub(super) fn arrived(&self) -> Option<Found> {
-        self.arrived.found()
-    }
-
-    pub(super) fn acked(&mut self, now: Time, mark: u8, size: u16) {
-        self.search.acked(now, mark, size);
-    }
-
-    /// A session from a new cold open: the peer may have been started anew, and its marks with it.
-    pub(super) fn new_peer(&mut self) {
-        (self.arrived, self.path) = (Arrived::default(), None);
-        self.search.stop();
+impl Search {
+    fn new(mark: u8) -> Search {
+        Search { mtu: Mtu::new(mark), path: None }
     }
 
     /// Searches `path` from now on, unless it does; `None` ends it. Only where the line goes is anything probed, and it goes
@@ -61,8 +34,67 @@ impl Sizes {
         self.path = path;
         match path {
             _ if same => {}
-            Some(_) => self.search.start(now),
-            None => self.search.stop(),
+            Some(_) => self.mtu.start(now),
+            None => self.mtu.stop(),
+        }
+    }
+}
+
+/// Both directions' sizes.
+pub(super) struct Sizes {
+    /// The path, and where second copies go, if they go anywhere: what is to come by either must fit both.
+    searches: [Search; 2],
+    /// What the peer's probes of its own two tell.
+    arrived: [Arrived; 2],
+    /// What the egress loop was told …
+    told: Option<u16>,
+    /// … and the people.
+    said: Option<Found>,
+}
+
+/// Which of two a mark belongs to.
+fn which(mark: u8) -> usize {
+    usize::from(mark & MARK_SECOND != 0)
+}
+
+impl Sizes {
+    pub(super) fn new() -> Sizes {
+        let searches = [0, MARK_SECOND].map(Search::new);
+        Sizes { searches, arrived: [Arrived::default(), Arrived::default()], told: None, said: None }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.searches.iter().filter_map(|search| search.mtu.deadline()).min()
+    }
+
+    /// What both carry, if two are in use.
+    pub(super) fn found(&self) -> Option<Found> {
+        let [path, second] = &self.searches;
+        let second = second.path.and(second.mtu.found());
+        path.mtu.found().map(|found| second.filter(|second| second.size < found.size).unwrap_or(found))
+    }
+
+    /// The most bytes a datagram may have now.
+    fn limit(&self) -> u16 {
+        let [path, second] = &self.searches;
+        let second = second.path.map_or(u16::MAX, |_| second.mtu.limit());
+        path.mtu.limit().min(second)
+    }
+
+    pub(super) fn arrived(&self) -> Option<Found> {
+        self.arrived[0].found()
+    }
+
+    pub(super) fn acked(&mut self, now: Time, mark: u8, size: u16) {
+        self.searches[which(mark)].mtu.acked(now, mark, size);
+    }
+
+    /// A session from a new cold open: the peer may have been started anew, and its marks with it.
+    pub(super) fn new_peer(&mut self) {
+        self.arrived = Default::default();
+        for search in &mut self.searches {
+            search.path = None;
+            search.mtu.stop();
         }
     }
 }
@@ -70,21 +102,23 @@ impl Sizes {
 impl Link {
     /// Hears the most bytes that a datagram to the peer need have, as the own interface and the largest user frame have it.
     pub fn handle_ceiling(&mut self, now: Time, size: u16) {
-        self.sizes.search.set_ceiling(now, size);
+        self.sizes.searches.iter_mut().for_each(|search| search.mtu.set_ceiling(now, size));
         self.settle(now);
     }
 
-    /// Hears that this machine did not take a datagram because of its size (EMSGSIZE): a probe of so many bytes, or, with `None`,
-    /// user data.
-    pub fn handle_too_big(&mut self, now: Time, probe: Option<u16>) {
-        self.sizes.search.refused(now, probe);
+    /// Hears that this machine did not take a datagram for `path` because of its size (EMSGSIZE): a probe of so many bytes, or, with
+    /// `None`, user data.
+    pub fn handle_too_big(&mut self, now: Time, path: Path, probe: Option<u16>) {
+        let searches = self.sizes.searches.iter_mut();
+        let there = searches.filter(|search| search.path.is_some_and(|searched| searched.same_ends(path)));
+        there.for_each(|search| search.mtu.refused(now, probe));
         self.settle(now);
     }
 
     /// Any probe is answered, with 36 bytes for its 36 or more.
     pub(super) fn on_probe(&mut self, now: Time, mark: u8, size: u16) {
-        if self.sizes.arrived.probe(now, mark, size) {
-            self.sizes.search.suspect(now); // what became narrow one way may have both ways
+        if self.sizes.arrived[which(mark)].probe(now, mark, size) {
+            self.sizes.searches[which(mark)].mtu.suspect(now); // what became narrow one way may have both ways
         }
         if let Some(index) = self.slots.cur.as_ref().map(|cur| cur.index) {
             self.send_control(index, &Message::ProbeAck { mark, size }.encode(), None);
@@ -95,16 +129,11 @@ impl Link {
     pub(super) fn run_sizes(&mut self, now: Time) {
         let cur = self.slots.cur.as_ref().filter(|_| self.liveness.state == State::Up);
         let session = cur.map(|cur| (cur.index, cur.levels.large.get()));
-        self.sizes.follow(now, session.and(self.paths.current));
-        if let (Some((index, large)), Some(path)) = (session, self.paths.current) {
-            let mark = |sizes: &Sizes| sizes.search.mark();
-            let timeout = self.probe_timeout();
-            for size in self.sizes.search.step(now, timeout, large) {
-                let probe = Message::Probe { mark: mark(&self.sizes), size };
-                self.send_control(index, &probe.encode(), Some(path));
-            }
+        let second = self.ways.second.filter(|second| Some(*second) != self.paths.current);
+        for (n, path) in [self.paths.current, second].into_iter().enumerate() {
+            self.search(now, n, session, path);
         }
-        let limit = self.sizes.search.limit();
+        let limit = self.sizes.limit();
         if self.sizes.told.replace(limit) != Some(limit) {
             self.outputs.push_back(Output::Egress(EgressUpdate::Limit(limit)));
         }
@@ -116,10 +145,21 @@ impl Link {
         }
     }
 
-    /// How long the answer to a probe may take.
-    fn probe_timeout(&self) -> Duration {
+    /// Goes on with one of the searches; `session` is that in use, with the large datagrams sealed under it.
+    fn search(&mut self, now: Time, n: usize, session: Option<(u32, u64)>, path: Option<Path>) {
+        self.sizes.searches[n].follow(now, session.and(path));
+        let (Some((index, large)), Some(path)) = (session, path) else { return };
+        let timeout = self.probe_timeout(n);
+        for size in self.sizes.searches[n].mtu.step(now, timeout, large) {
+            let probe = Message::Probe { mark: self.sizes.searches[n].mtu.mark(), size };
+            self.send_control(index, &probe.encode(), Some(path));
+        }
+    }
+
+    /// How long the answer to a probe may take. Of the second way, which may be slower than the line is, it is not known.
+    fn probe_timeout(&self, n: usize) -> Duration {
         let of = |rtt: Duration| rtt * 2 + self.measure.jitter().unwrap_or_default() * 4;
         let timeout = self.measure.rtt().map_or(PROBE_TIMEOUT_FIRST, of);
-        timeout.clamp(PROBE_TIMEOUT_MIN, PROBE_TIMEOUT_MAX)
+        timeout.clamp(if n == 0 { PROBE_TIMEOUT_MIN } else { PROBE_TIMEOUT_FIRST }, PROBE_TIMEOUT_MAX)
     }
 }

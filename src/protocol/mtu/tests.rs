@@ -36,7 +36,7 @@ impl Way {
     fn new(seed: u64, passes: u16) -> Way {
         let mut way = Way {
             now: MS,
-            mtu: Mtu::new(),
+            mtu: Mtu::new(0),
             dice: ChaCha8Rng::seed_from_u64(seed),
             passes,
             loss: [0.0; 2],
@@ -192,7 +192,7 @@ fn silence_in_either_direction_shrinks_nothing_and_is_not_shouted_into() {
 
 #[test]
 fn an_answer_to_a_probe_of_another_time_or_never_sent_counts_for_nothing() {
-    let mut mtu = Mtu::new();
+    let mut mtu = Mtu::new(0);
     mtu.acked(Time(1), 0, 1_472);
     assert_eq!((mtu.limit(), mtu.found()), (MTU_BASE, None));
     mtu.start(Time(1));
