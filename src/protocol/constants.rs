@@ -118,7 +118,7 @@ pub const INTERVAL_MAX_MS: u32 = 60_000;
 pub const CONFIRM_SPACING: Duration = Duration::from_millis(200);
 /// An echo is believed only if it is one of this many of our last Reports' times.
 pub const ECHOES: usize = 8;
-/// Reports sent out of turn are at least this far apart.
+/// Reports sent out of turn are so far apart on average; two at once is what coming Up takes.
 pub const REPORT_SPACING: Duration = Duration::from_millis(20);
 /// An idle data lane seals an empty datagram this often.
 pub const KEEPALIVE: Duration = Duration::from_secs(15);

@@ -270,7 +270,8 @@ pub struct Link {
     ways: Choice,
     sizes: Sizes,
     report_at: Option<Time>,
-    last_report: Option<Time>,
+    /// When the last two were sent, the older first.
+    last_reports: [Option<Time>; 2],
     /// When the silent peer was last asked whether it is there.
     asked: Option<Time>,
     keepalive: Keepalive,
@@ -315,7 +316,7 @@ impl Link {
             ways: Choice::new(now, &params.ways),
             sizes: Sizes::new(),
             report_at: None,
-            last_report: None,
+            last_reports: [None; 2],
             asked: None,
             keepalive: Keepalive { checked: now, sealed: 0 },
             closing: None,

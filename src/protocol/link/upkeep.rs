@@ -152,12 +152,13 @@ impl Link {
         self.expire_sessions();
     }
 
-    /// A Report now, unless one has just been sent: then a little later. Without a session there is nobody to tell.
+    /// A Report now, unless two have just been sent, which is what coming Up takes: then a little later. Without a session there is
+    /// nobody to tell.
     fn report_soon(&mut self, now: Time) {
         if self.slots.cur.is_none() {
             return;
         }
-        let earliest = self.last_report.map_or(now, |last| last + REPORT_SPACING);
+        let earliest = self.last_reports[0].map_or(now, |older| older + REPORT_SPACING * 2);
         if earliest <= now {
             self.send_report(now);
         } else {
@@ -171,7 +172,7 @@ impl Link {
         };
         let (index, lanes) = (cur.index, cur.agreed.lanes.clone());
         let report = self.measure.report(now, self.liveness.state, &lanes);
-        self.last_report = Some(now);
+        self.last_reports = [self.last_reports[1], Some(now)];
         self.report_at = Some(now + Duration::from_millis(self.params.interval_ms().into()));
         self.send_control(index, &Message::Report(report).encode(), None);
     }
