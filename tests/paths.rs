@@ -484,10 +484,10 @@ scenario!(
         for account in accounts {
             assert!(account.sent > 1_000, "{account:?}");
             assert_eq!(account.twice, 0);
-            // It should be LOSS²; while the two change their roles, as lossy ones may, it is that of one for a moment.
+            // It should be LOSS², and 0.036 to 0.043 were seen.
             let share = account.lost as f64 / account.sent as f64;
             println!("inside {share:.3}");
-            assert!(share < 0.6 * LOSS, "{share:.3} is lost inside");
+            assert!(share < 2.0 * LOSS * LOSS, "{share:.3} is lost inside");
         }
         assert_eq!(line([&left, &right]), before);
         let status = right.status();
