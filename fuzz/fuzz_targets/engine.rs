@@ -18,7 +18,8 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 
 use libfuzzer_sys::fuzz_target;
 use support::{A, B, EndSetup, Fate, Puppet, World, ms};
-use tieline::protocol::link::RekeyTimes;
+use tieline::protocol::SocketId;
+use tieline::protocol::link::{RekeyTimes, WayParams};
 use tieline_fuzz::Bytes;
 
 /// The most events of one input, so that no run is long.
@@ -147,6 +148,10 @@ fn setups(input: &mut Bytes) -> [EndSetup; 2] {
         // 1: a preshared key, 2: … that differs. 4: A has no address for B.
         setup.psks = bit(keys, 1).then(|| [7 + (bit(keys, 2) && end == B) as u8; 32]).into_iter().collect();
         setup.knows_peer = end == B || !bit(keys, 4);
+        // 16: A has two ways. 32, 64: A and B send second copies.
+        let ways = if end == A && bit(keys, 16) { 2 } else { 0 };
+        setup.params.ways = (0..ways).map(|n| WayParams { socket: SocketId(n), priority: n.into() }).collect();
+        setup.params.duplicate = bit(keys, 32 << end);
         // 1, 2: the interval. 4: sessions are rekeyed soon. 8: drivers are late.
         setup.params.interval = ms([[1_000; 2], [50; 2], [200, 5_000], [60_000, 1_000]][times % 4][end]);
         if bit(times, 4) {

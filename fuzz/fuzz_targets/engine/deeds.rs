@@ -137,7 +137,7 @@ impl Story<'_> {
         }
     }
 
-    /// `u`, who, how many and which: an engine is told where its peer is.
+    /// `u`, who, how many and which: an engine is told where its peer is, on the way that comes behind if it has some.
     pub fn addresses(&mut self) {
         let (end, count) = (self.end(), self.number() % 6);
         let addresses: Vec<SocketAddr> = (0..count).map(|_| self.address()).collect();
@@ -145,26 +145,33 @@ impl Story<'_> {
             return;
         }
         let time = self.world.ends[end].time(self.world.now);
+        let ways = self.world.ends[end].setup.params.ways.len();
+        let way = if ways > 0 { self.number() % ways } else { 0 };
         let process = self.world.ends[end].process();
         process.watch.named(&addresses);
-        process.link.handle_addresses(time, &addresses);
+        match ways {
+            0 => process.link.handle_addresses(time, &addresses),
+            _ => process.link.handle_way_addresses(time, way, &addresses),
+        }
         self.world.carry_out(end);
     }
 
-    /// `p` and a path: a datagram could not be sent that way (0), or the line gets that socket (1).
+    /// `p`, who, what and a path: a datagram could not be sent that way (0), or the line gets that socket (1), or this machine found
+    /// a probe or user data too large (2).
     pub fn send_failure(&mut self) {
-        let (end, socket) = (self.end(), self.end());
+        let (end, what) = (self.end(), self.number() % 3);
         let (local, peer) = (self.end(), self.address());
         if !self.world.awake(end) {
             return;
         }
         let time = self.world.ends[end].time(self.world.now);
         let e = &mut self.world.ends[end];
-        let local = (local == 0).then_some(e.local);
+        let own = (local == 0).then_some(e.local);
         let used = e.used;
         let link = &mut e.process().link;
-        match socket {
-            0 => link.handle_send_failure(time, Path { socket: used, local, peer }),
+        match what {
+            0 => link.handle_send_failure(time, Path { socket: used, local: own, peer }),
+            2 => link.handle_too_big(time, Path { socket: used, local: None, peer }, (local == 0).then_some(1_400)),
             _ => link.handle_socket(time, used),
         }
         self.world.carry_out(end);

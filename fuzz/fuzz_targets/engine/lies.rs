@@ -43,6 +43,7 @@ impl Story<'_> {
             [1 | 2, ..] => 4 + 56,
             [3, _, lanes, ..] => 24 + 40 * usize::from(lanes),
             [4 | 5, ..] => 12,
+            [9 | 10, ..] => 20,
             _ => return message,
         };
         if length < 64 {
