@@ -25,8 +25,8 @@ use nix::unistd::Pid;
 const MB: u64 = 1_000_000;
 /// What a busy machine may add.
 const SLACK: Duration = Duration::from_millis(700);
-/// Three checks, 200 ms apart, then the line moves.
-const MOVE: Duration = Duration::from_millis(600);
+/// Three checks, 200 ms apart, then the line moves; one second later if they were lost, as beside a transfer on a busy machine they may be.
+const MOVE: Duration = Duration::from_millis(1_600);
 /// Interval of Reports, by default: what an end that sends nothing else is heard by.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// An end that hears nothing looks for its peer after half the detection time, …

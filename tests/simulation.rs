@@ -23,7 +23,12 @@ use support::{
     world::Network,
     *,
 };
-use tieline::protocol::{Event, constants::*, control::State, link::RekeyTimes};
+use tieline::protocol::{
+    Event, SocketId,
+    constants::*,
+    control::State,
+    link::{RekeyTimes, WayParams},
+};
 
 /// Worlds beyond those that found something: a key taken out with what was heard under it, which let the line fall silent; a clock
 /// that leapt, after which a rekey was not sent again for minutes; a Challenge from an address that was named only later, which a copy then answered.
@@ -96,7 +101,11 @@ struct Plan {
 impl Plan {
     fn draw(seed: u64) -> Plan {
         let dice = &mut Dice::new(seed ^ 0x7469_656c_696e_6500);
-        let setups = draw_setups(dice);
+        let mut setups = draw_setups(dice);
+        // With dice of its own: what failed once is to stay what it was.
+        if !FAILED_ONCE.contains(&seed) {
+            draw_ways(&mut Dice::new(!seed), &mut setups);
+        }
         let slowest = setups.iter().map(|s| s.params.interval).max().unwrap_or_default();
         // A slow line needs longer to show anything; now and then a line runs past its sessions' lives.
         let seconds = if dice.chance(0.03) { dice.range(180..420) } else { dice.range(3..30) };
@@ -152,6 +161,18 @@ fn draw_setups(dice: &mut Dice) -> [EndSetup; 2] {
         }
         setup
     })
+}
+
+/// One of the ends may have several ways to the other; or both have, each its own. `tests/ways.rs` has ways that differ.
+fn draw_ways(dice: &mut Dice, setups: &mut [EndSetup; 2]) {
+    for setup in setups {
+        if setup.knows_peer && dice.chance(0.2) {
+            let count = *dice.pick(&[2, 2, 3, 4]);
+            let way = |n| WayParams { socket: SocketId(n), priority: dice.range(0..2) as u32 };
+            setup.params.ways = (0..count).map(way).collect();
+        }
+        setup.params.duplicate = dice.chance(0.2);
+    }
 }
 
 fn draw_faults(dice: &mut Dice, end: Duration) -> Vec<(Duration, Fault)> {

@@ -42,14 +42,14 @@ struct Scene {
 impl Scene {
     /// Nothing runs yet.
     fn new(seed: u64, duplicate: bool) -> Scene {
+        let at = ["198.51.100.1:1", "203.0.113.1:1"].map(|text| text.parse().unwrap());
         let mut setups = [EndSetup::new(1), EndSetup::new(2)];
         setups[B].knows_peer = false;
-        setups[A].knows_peer = false; // the ways are told apart
         setups[A].params.ways = (0..2u8).map(|n| WayParams { socket: SocketId(n), priority: n.into() }).collect();
         setups.iter_mut().for_each(|setup| setup.params.duplicate = duplicate);
         let mut world = World::new(seed, setups);
         world.log = Some(Vec::new());
-        let at = ["198.51.100.1:1", "203.0.113.1:1"].map(|text| text.parse().unwrap());
+        (0..2u8).zip(at).for_each(|(n, address)| _ = world.ends[A].sockets.insert(SocketId(n), address));
         let ways: Rc<RefCell<[Way; 2]>> = Rc::default();
         let (shared, mut dice) = (ways.clone(), Dice::new(!seed));
         world.decide(move |flight: &Flight| {
@@ -73,27 +73,8 @@ impl Scene {
     }
 
     fn start(&mut self) {
-        self.start_end(B);
-        self.start_end(A);
+        self.world.start_both();
         assert!(self.world.run_until(secs(3), World::together), "not together after 3 s");
-    }
-
-    /// Starts this end, with what config tells it.
-    fn start_end(&mut self, end: usize) {
-        let world = &mut self.world;
-        if end == B {
-            return world.start(B);
-        }
-        (0..2u8).zip(self.at).for_each(|(n, address)| _ = world.ends[A].sockets.insert(SocketId(n), address));
-        world.start(A);
-        let peer: Vec<SocketAddr> = world.ends[B].sockets.values().copied().collect();
-        let time = world.ends[A].time(world.now);
-        for way in 0..2 {
-            let process = world.ends[A].process();
-            process.watch.named(&peer);
-            process.link.handle_way_addresses(time, way, &peer);
-        }
-        world.carry_out(A);
     }
 
     fn cut(&self, way: usize, cut: [bool; 2]) {
@@ -357,7 +338,7 @@ fn live(seed: u64) {
     let dice = &mut Dice::new(seed);
     let duplicate = dice.chance(0.5);
     let mut scene = Scene::new(seed, duplicate);
-    [B, A].into_iter().for_each(|end| scene.start_end(end));
+    scene.world.start_both();
     scene.world.start_traffic(Traffic { rate: 40.0, longest: 300 });
     for _ in 0..dice.range(3..30) {
         disturb(&mut scene, dice);
@@ -399,7 +380,7 @@ fn disturb(scene: &mut Scene, dice: &mut Dice) {
         8 => scene.ways.borrow_mut()[way].loss = *dice.pick(&[0.0, 0.1, 0.3, 0.6]),
         _ => {
             scene.world.kill(end);
-            scene.start_end(end);
+            scene.world.start(end);
         }
     }
 }

@@ -99,7 +99,7 @@ impl Way {
         match self.waiting_since {
             _ if hurry => last.at + often,
             Some(since) if self.up => {
-                let overdue = since + often.max(self.rtt.unwrap_or_default() * 2);
+                let overdue = since + often.max(interval.min(self.rtt.unwrap_or_default() * 2));
                 (last.at + interval).min(overdue.max(last.at + often))
             }
             _ => last.at + interval,
@@ -164,8 +164,10 @@ impl Way {
             return false;
         }
         if up {
-            // What it was like before says nothing of what it is like now; the answer that shows it up does.
-            self.asked.clear();
+            // What it was like before says nothing of what it is like now; the answer that shows it up does, and those that
+            // are still under way.
+            let shown = self.asked.iter().rposition(|asked| asked.answered).map_or(0, |last| last + 1);
+            self.asked.drain(..shown);
             self.trips.drain(..self.trips.len().saturating_sub(1));
         } else {
             let forgotten = now.since(self.since) >= WAY_FORGET;
@@ -210,12 +212,14 @@ pub struct Ways {
     /// When the one in use was taken, and how long the peer has to hold what it sends.
     moved: Time,
     back: Duration,
+    /// Nothing is asked before: there was no randomness for it.
+    rest: Time,
 }
 
 impl Ways {
     pub fn new(now: Time, params: &[WayParams]) -> Ways {
         let ways = params.iter().take(MAX_WAYS).map(|params| Way::new(now, *params)).collect();
-        Ways { ways, used: None, second: None, moved: now, back: Duration::ZERO }
+        Ways { ways, used: None, second: None, moved: now, back: Duration::ZERO, rest: now }
     }
 
     /// Whether this end chooses: ways without an address only wait for the peer.
@@ -287,27 +291,33 @@ impl Ways {
     }
 
     /// Asks on each way that it is time for: gives the path and the message's marks and hold time for each check, which goes out
-    /// with the cookie that `cookie` gave.
-    pub fn ask<E>(
+    /// with the cookie that `cookie` gave; where it gives none, the rest is asked an interval later.
+    pub fn ask(
         &mut self,
         now: Time,
         interval: Duration,
-        mut cookie: impl FnMut() -> Result<Cookie, E>,
-    ) -> Result<Vec<(Path, Cookie, Use)>, E> {
+        mut cookie: impl FnMut() -> Option<Cookie>,
+    ) -> Vec<(Path, Cookie, Use)> {
         let mut checks = Vec::new();
         for n in 0..self.ways.len() {
+            if now < self.rest {
+                break;
+            }
             let (usage, hurry) = (self.usage(n), self.hurries(now, interval, n));
             let way = &mut self.ways[n];
             if way.next(interval, hurry) > now {
                 continue;
             }
             for path in way.candidates() {
-                let cookie = cookie()?;
+                let Some(cookie) = cookie() else {
+                    self.rest = now + interval;
+                    break;
+                };
                 way.ask(now, cookie, path.peer);
                 checks.push((path, cookie, usage));
             }
         }
-        Ok(checks)
+        checks
     }
 
     /// The peer is told more often where it is led to, at first.
@@ -375,10 +385,11 @@ impl Ways {
     /// When something is due.
     pub fn deadline(&self, now: Time, interval: Duration, detection: Duration, asking: bool) -> Option<Time> {
         let asks = self.ways.iter().enumerate().filter(|(_, way)| asking && !way.candidates().is_empty());
-        let asks = asks.map(|(n, way)| way.next(interval, self.hurries(now, interval, n)));
+        let asks = asks.map(|(n, way)| way.next(interval, self.hurries(now, interval, n)).max(self.rest));
         let lost = self.ways.iter().filter(|way| way.up).map(|way| way.heard + detection);
         let silent = self.ways.iter().filter(|way| !way.up && !way.addresses.is_empty()).map(|way| way.silent_next);
-        asks.chain(lost).chain(silent).chain(self.better().filter_map(|(_, from)| from)).min()
+        let better = self.better().filter_map(|(_, from)| from).filter(|_| asking);
+        asks.chain(lost).chain(silent).chain(better).min()
     }
 
     /// The one in use.
@@ -451,6 +462,9 @@ impl Follower {
     /// The peer says what it uses `path` for; gives the cookie with which it has to prove that it is there, if it has to: `fresh`, or
     /// that of a check whose answer may still be under way.
     pub fn hear(&mut self, now: Time, of: (Rank, u64), path: Path, usage: Use, fresh: Cookie) -> Option<Cookie> {
+        // Whichever own address it is from: who copies is not to have more sent to him.
+        let asked = self.ways.iter().filter(|way| way.path.peer == path.peer).filter_map(|way| way.asked);
+        let spaced = asked.map(|(_, at)| at + PATH_CHECK_SPACING).max().is_none_or(|next| next <= now);
         let way = match self.ways.iter().position(|way| way.path == path) {
             Some(known) => &mut self.ways[known],
             None => self.make_room(path),
@@ -459,7 +473,6 @@ impl Follower {
             return None;
         }
         (way.heard, way.said, way.usage) = (now, Some(of), usage);
-        let spaced = way.asked.is_none_or(|(_, at)| now >= at + PATH_CHECK_SPACING);
         if !spaced || !(usage.first || usage.second) {
             return None;
         }

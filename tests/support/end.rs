@@ -131,6 +131,14 @@ impl End {
         }
     }
 
+    /// The sockets that a process begins with: those of its ways, or one.
+    pub fn own_sockets(&self) -> Vec<SocketId> {
+        match &self.setup.params.ways[..] {
+            [] => vec![SocketId(0)],
+            ways => ways.iter().map(|way| way.socket).collect(),
+        }
+    }
+
     /// This end's `CLOCK_BOOTTIME` when the world's clock says `now`.
     pub fn time(&self, now: u64) -> Time {
         Time(self.setup.boot + now)

@@ -187,19 +187,28 @@ impl World {
     }
 
     pub fn start(&mut self, end: usize) {
-        if self.ends[end].sockets.is_empty() {
+        for socket in self.ends[end].own_sockets() {
             let address = self.fresh_address(end);
-            self.ends[end].sockets.insert(SocketId(0), address);
+            self.ends[end].sockets.entry(socket).or_insert(address);
         }
         let (now, seed) = (self.now, self.seed.wrapping_add(1 + end as u64));
         self.trace.note(now, ("start", end), || format!("{} starts", who(end)));
         self.ends[end].asleep_until = 0;
         self.ends[end].born = self.log.as_ref().map_or(0, Vec::len);
         self.ends[end].start(now, seed);
-        let time = self.ends[end].time(now);
-        let addresses = self.ends[end].addresses.clone();
-        self.ends[end].process().watch.named(&addresses);
-        self.ends[end].process().link.handle_addresses(time, &addresses);
+        self.tell_addresses(end);
+    }
+
+    /// Tells a process where its peer is, on each of its ways if it has some.
+    fn tell_addresses(&mut self, end: usize) {
+        let (time, addresses) = (self.ends[end].time(self.now), self.ends[end].addresses.clone());
+        let ways = self.ends[end].setup.params.ways.len();
+        let process = self.ends[end].process();
+        process.watch.named(&addresses);
+        match ways {
+            0 => process.link.handle_addresses(time, &addresses),
+            _ => (0..ways).for_each(|way| process.link.handle_way_addresses(time, way, &addresses)),
+        }
         self.carry_out(end);
     }
 
@@ -209,7 +218,8 @@ impl World {
         self.trace.note(now, ("kill", end), || format!("{} is killed", who(end)));
         let e = &mut self.ends[end];
         (e.process, e.timer, e.wakes, e.closing, e.asleep_until) = (None, None, None, false, 0);
-        e.sockets.retain(|id, _| *id == SocketId(0));
+        let own = e.own_sockets();
+        e.sockets.retain(|id, _| own.contains(id));
         e.used = SocketId(0);
     }
 
@@ -374,13 +384,9 @@ impl World {
             Happening::Resolve(end) => {
                 self.name_peer(end);
                 let addresses = self.ends[end].addresses.clone();
-                let (now, time) = (self.now, self.ends[end].time(self.now));
-                self.trace.note(now, ("resolve", end), || format!("{} resolves {addresses:?}", who(end)));
+                self.trace.note(self.now, ("resolve", end), || format!("{} resolves {addresses:?}", who(end)));
                 if self.awake(end) {
-                    let process = self.ends[end].process();
-                    process.watch.named(&addresses);
-                    process.link.handle_addresses(time, &addresses);
-                    self.carry_out(end);
+                    self.tell_addresses(end);
                 }
             }
         }

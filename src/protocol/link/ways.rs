@@ -6,7 +6,6 @@ use crate::protocol::{
     Time,
     constants::*,
     control::Message,
-    crypto::CryptoFailure,
     halves::{EgressUpdate, Path},
     paths::Cookie,
     slots::Rank,
@@ -109,13 +108,15 @@ impl Link {
 
     fn ask_ways(&mut self, now: Time, interval: Duration, index: u32) {
         let Link { ways, entropy, .. } = self;
-        match ways.own.ask(now, interval, || entropy.bytes()) {
-            Ok(checks) => checks.into_iter().for_each(|(path, cookie, Use { first, second, hold })| {
-                let hold_us = u32::try_from(hold.as_micros()).unwrap_or(u32::MAX);
-                let check = Message::WayCheck { first, second, cookie, hold_us };
-                self.send_control(index, &check.encode(), Some(path));
-            }),
-            Err(CryptoFailure) => self.event(Event::CryptoFailed),
+        let mut failed = false;
+        let checks = ways.own.ask(now, interval, || entropy.bytes().inspect_err(|_| failed = true).ok());
+        for (path, cookie, Use { first, second, hold }) in checks {
+            let hold_us = u32::try_from(hold.as_micros()).unwrap_or(u32::MAX);
+            let check = Message::WayCheck { first, second, cookie, hold_us };
+            self.send_control(index, &check.encode(), Some(path));
+        }
+        if failed {
+            self.event(Event::CryptoFailed);
         }
     }
 
@@ -158,8 +159,11 @@ impl Link {
         let Ok(fresh) = self.entropy.bytes() else {
             return self.event(Event::CryptoFailed);
         };
+        // What came from there before it was known whose way it is may have made it a candidate.
+        let asked = self.paths.check().is_some_and(|check| check.candidate.peer == path.peer);
         if let Some(cookie) = self.ways.follower.hear(now, of, path, usage, fresh)
             && self.paths.current != Some(path)
+            && !asked
         {
             self.send_path_check(path, cookie);
         }
