@@ -502,10 +502,10 @@ impl Follower {
 
     /// Takes an answer to a check: where the line is to go, if the peer wants it there, and after how long.
     pub fn answer(&mut self, cookie: Cookie) -> Option<(Path, Duration)> {
-        let way = self.ways.iter_mut().find(|way| way.asked.is_some_and(|(asked, _)| asked == cookie))?;
-        (way.asked, way.proven) = (None, true);
-        let (path, hold) = (way.path, way.usage.hold);
-        self.ways.iter().any(|way| way.path == path && self.is_first(way)).then_some((path, hold))
+        let at = self.ways.iter().position(|way| way.asked.is_some_and(|(asked, _)| asked == cookie))?;
+        (self.ways[at].asked, self.ways[at].proven) = (None, true);
+        let way = &self.ways[at];
+        self.is_first(way).then_some((way.path, way.usage.hold))
     }
 
     /// Where the peer has proved to be.

@@ -513,7 +513,7 @@ impl Link {
     /// Tells the egress loop alone.
     fn announce_egress(&mut self) {
         self.outputs.push_back(Output::Egress(EgressUpdate::Path(self.paths.current)));
-        if let Some(second) = self.ways.second.filter(|second| Some(*second) != self.paths.current) {
+        if let Some(second) = self.second_path() {
             self.outputs.push_back(Output::Egress(EgressUpdate::Second(Some(second))));
         }
     }

@@ -129,8 +129,7 @@ impl Link {
     pub(super) fn run_sizes(&mut self, now: Time) {
         let cur = self.slots.cur.as_ref().filter(|_| self.liveness.state == State::Up);
         let session = cur.map(|cur| (cur.index, cur.levels.large.get()));
-        let second = self.ways.second.filter(|second| Some(*second) != self.paths.current);
-        for (n, path) in [self.paths.current, second].into_iter().enumerate() {
+        for (n, path) in [self.paths.current, self.second_path()].into_iter().enumerate() {
             self.search(now, n, session, path);
         }
         let limit = self.sizes.limit();

@@ -17,8 +17,8 @@ use std::{net::SocketAddr, time::Duration};
 pub(super) struct Choice {
     pub(super) own: Ways,
     follower: Follower,
-    /// Where user data goes a second time.
-    pub(super) second: Option<Path>,
+    /// Where user data is to go a second time.
+    second: Option<Path>,
     /// Until when the egress loop holds what it has, before it is told the path.
     pub(super) release: Option<Time>,
     /// When the ways are looked at next.
@@ -131,6 +131,11 @@ impl Link {
             self.ways.release = Some(self.ways.release.map_or(until, |at| at.max(until)));
         }
         self.move_to(path);
+    }
+
+    /// Where user data goes a second time: not where it goes anyway.
+    pub(super) fn second_path(&self) -> Option<Path> {
+        self.ways.second.filter(|second| Some(*second) != self.paths.current)
     }
 
     fn use_second(&mut self, path: Option<Path>) {
