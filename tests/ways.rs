@@ -13,7 +13,12 @@ use std::{
     time::Duration,
 };
 use support::{scenes::*, world::Flight, *};
-use tieline::protocol::{Event, SocketId, constants::*, link::WayParams, wire::Kind};
+use tieline::protocol::{
+    Event, SocketId,
+    constants::*,
+    link::{WayParams, WayStatus},
+    wire::Kind,
+};
 
 /// Silence after which a way counts as lost: three intervals of a second.
 const DETECTION: Duration = Duration::from_secs(3);
@@ -313,6 +318,32 @@ fn a_silent_way_says_so_again_and_again() {
     assert!((3..=4).contains(&said), "{said}");
     assert_eq!(scene.says(|event| matches!(event, Event::SilentWay { way: 0 })), 0);
     assert_eq!(scene.used(), [0, 0]);
+}
+
+#[test]
+fn a_way_leads_to_the_address_that_answers_first_and_stays_there() {
+    let mut scene = Scene::up(false);
+    let first = scene.world.ends[B].sockets[&SocketId(0)];
+    let second = SocketAddr::new(first.ip(), 2);
+    scene.world.ends[B].sockets.insert(SocketId(7), second);
+    let time = scene.world.ends[A].time(scene.world.now);
+    let process = scene.world.ends[A].process();
+    process.watch.named(&[second]);
+    process.link.handle_way_addresses(time, 1, &[first, second]);
+    scene.world.carry_out(A);
+    // While it is silent both are asked, and both answer.
+    scene.cut(1, [true, true]);
+    scene.world.run(secs(5));
+    assert!(!way(&scene.world, 1).up);
+    scene.cut(1, [false, false]);
+    assert!(scene.world.run_until(secs(2), |world| way(world, 1).up));
+    assert_eq!(way(&scene.world, 1).peer, Some(first));
+    scene.world.run(secs(5));
+    assert_eq!((way(&scene.world, 1).up, way(&scene.world, 1).peer), (true, Some(first)));
+}
+
+fn way(world: &World, way: usize) -> WayStatus {
+    world.ends[A].process.as_ref().expect("a process").link.ways()[way]
 }
 
 /// Worlds in an ordinary `cargo test`; `TIELINE_SEEDS` tries more, `TIELINE_SEED` one.

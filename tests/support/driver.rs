@@ -24,7 +24,7 @@ impl World {
         }
         let process = self.ends[end].process();
         process.watch.settled(outputs);
-        process.watch.look(&process.link.status());
+        process.watch.look(&process.link.status(), &process.link.ways());
         let next = process.link.poll_timeout();
         if process.link.is_closed() {
             return self.kill(end);

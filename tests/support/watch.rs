@@ -9,7 +9,7 @@ use tieline::protocol::{
     Path,
     constants::{MAX_ANSWERED, MIN_TRANSPORT, PATH_CHECKS, SESSION_LIFE},
     control::State,
-    link::{KeysInUse, Status},
+    link::{KeysInUse, Status, WayStatus},
     wire::Kind,
 };
 
@@ -189,7 +189,15 @@ impl ProcessWatch {
     }
 
     /// Looks at what the process says of itself, after every event.
-    pub fn look(&mut self, status: &Status) {
+    pub fn look(&mut self, status: &Status, ways: &[WayStatus]) {
+        let used = ways.iter().find(|way| way.used && way.up && status.session.is_some());
+        if let Some(way) = used {
+            let peer = status.path.map(|path| path.peer);
+            assert_eq!(
+                way.peer, peer,
+                "the peer answers at one address on the way in use, and the line goes to another"
+            );
+        }
         if let Some(session) = status.session {
             assert_eq!(Some(session.epoch), self.rank.map(|rank| rank.0), "another session is in use than was said");
         } else {

@@ -233,7 +233,7 @@ impl End {
     }
 
     /// Processor time it has taken so far, in user and kernel mode, of all its threads: the sum of utime and stime in
-    /// /proc/<pid>/stat, in nanoseconds instead of ticks.
+    /// `/proc/<pid>/stat`, in nanoseconds instead of ticks.
     pub fn cpu_time(&self) -> Result<Duration, DemoError> {
         let id = Pid::from_raw(self.child.id().cast_signed());
         let time = ClockId::pid_cpu_clock_id(id).and_then(ClockId::now);

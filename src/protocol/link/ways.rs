@@ -100,10 +100,19 @@ impl Link {
                 self.event(Event::UsesWay { way });
                 self.switch(now, path, hold);
             }
+            self.follow_own(now);
             self.use_second(self.ways.own.second());
             self.ask_ways(now, interval, index);
         }
         self.ways.next = self.ways.own.deadline(now, interval, detection, session.is_some());
+    }
+
+    /// The peer has answered at another of its addresses on the way in use, which was silent: the line goes there.
+    fn follow_own(&mut self, now: Time) {
+        let elsewhere = |path: &Path| self.paths.current.is_some_and(|current| current.peer != path.peer);
+        if let Some(path) = self.ways.own.used_path().filter(elsewhere) {
+            self.switch(now, path, Duration::ZERO);
+        }
     }
 
     fn ask_ways(&mut self, now: Time, interval: Duration, index: u32) {
