@@ -527,6 +527,29 @@ fn nat_rebind_and_local_failover() {
 }
 
 #[test]
+fn an_end_that_moves_while_it_checks_where_the_other_went() {
+    // Each then hears the other at its new address, by path checks that neither may answer; all else goes where nobody is.
+    let mut world = pair();
+    world.network.delay = 200_000_000..200_000_001;
+    let mut world = up(world);
+    world.run(secs(3));
+    let before = epoch(&world, A);
+    world.rebind(B);
+    world.resolve_all();
+    world.send_frame(B, 100);
+    world.run(ms(300)); // A asks at the new address, and the answer is under way
+    world.rebind(A);
+    world.resolve_all();
+    world.start_traffic(Traffic { rate: 20.0, longest: 100 });
+    let mended = |w: &World| w.together() && epoch(w, A) > before;
+    assert!(world.run_until(secs(6), mended), "it stayed up with nothing on it");
+    world.stop_traffic();
+    world.network.delay = world::Network::default().delay;
+    world.run(secs(1));
+    carries(&mut world);
+}
+
+#[test]
 fn spoofed_icmp_and_poisoned_dns_while_up() {
     let mut world = up(pair());
     let poison: Vec<SocketAddr> = (1..=6).map(|n| SocketAddr::from(([203, 0, 113, n], 666))).collect();

@@ -17,6 +17,8 @@ pub struct Check {
     pub candidate_cookie: Cookie,
     pub current_cookie: Cookie,
     candidate_answered: bool,
+    /// When it began, or the line was seen to carry since.
+    since: Time,
     sent: u8,
     next: Time,
     spacing: Duration,
@@ -42,6 +44,8 @@ pub struct Paths {
     pub validated: Option<Path>,
     check: Option<Check>,
     ignored: Option<(SocketAddr, Time)>,
+    /// Since when the line carries nothing, by a check that neither address answered.
+    dead_since: Option<Time>,
     /// Asked while the link is down.
     probes: Vec<(Cookie, Path)>,
 }
@@ -62,6 +66,7 @@ impl Paths {
                 candidate_cookie: cookies[0],
                 current_cookie: cookies[1],
                 candidate_answered: false,
+                since: now,
                 sent: 0,
                 next: now,
                 spacing: rtt.unwrap_or_default().clamp(PATH_CHECK_SPACING, PATH_CHECK_SPACING_MAX),
@@ -88,7 +93,25 @@ impl Paths {
             return Some(Step::Ask);
         }
         let check = self.check.take()?;
-        Some(if check.candidate_answered { Step::Move(check.candidate) } else { Step::Stay })
+        if check.candidate_answered {
+            return Some(Step::Move(check.candidate));
+        }
+        self.dead_since.get_or_insert(check.since);
+        Some(Step::Stay)
+    }
+
+    /// A Report came, or another control message from the current address: the line carries.
+    pub fn carries(&mut self, now: Time) {
+        self.dead_since = None;
+        if let Some(check) = &mut self.check {
+            check.since = now;
+        }
+    }
+
+    /// Since when the line carries nothing, though the peer may be heard: where both ends have moved, each hears the other's path
+    /// checks from its new address, and may answer none; all else goes where nobody is.
+    pub fn dead_since(&self) -> Option<Time> {
+        self.dead_since
     }
 
     /// Takes an answer; the path to move to, if it proves one while the link is down.
@@ -97,6 +120,7 @@ impl Paths {
             if cookie == check.current_cookie {
                 self.ignored = Some((check.candidate.peer, now + CANDIDATE_IGNORE));
                 self.check = None;
+                self.carries(now);
                 return None;
             }
             check.candidate_answered |= cookie == check.candidate_cookie;
@@ -114,6 +138,7 @@ impl Paths {
         self.current = Some(path);
         self.validated = Some(path);
         self.check = None;
+        self.dead_since = None;
         self.probes.clear();
     }
 

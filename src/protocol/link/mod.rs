@@ -390,10 +390,10 @@ impl Link {
             self.event(Event::HybridUnfinished);
         }
         self.expire_sessions();
+        self.run_paths(now); // what a check shows of the line counts for its liveness
         self.run_liveness(now);
         self.run_attempt(now);
         self.run_rekeys(now);
-        self.run_paths(now);
         self.run_reports(now);
         self.settle(now);
     }

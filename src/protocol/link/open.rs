@@ -181,7 +181,7 @@ impl Link {
         if let Some(attempt) = &self.attempt {
             let over = match attempt.reason {
                 Reason::NotUp => false,
-                Reason::Silence => self.slots.heard().is_some_and(|heard| heard > attempt.started),
+                Reason::Silence => self.last_heard().is_some_and(|heard| heard > attempt.started),
                 Reason::Move => due.is_some() || !self.wants_to_move(),
             };
             if !over {

@@ -23,7 +23,12 @@ impl Link {
         };
         let (kind, rank, lanes) = (session.kind, session.rank, session.agreed.lanes.clone());
         let is_cur = self.slots.cur.as_ref().is_some_and(|cur| cur.index == index);
-        match Message::parse(bytes) {
+        let message = Message::parse(bytes);
+        let by_line = self.paths.current.is_some_and(|current| current.peer == path.peer);
+        if by_line || matches!(message, Ok(Message::Report(_))) {
+            self.paths.carries(now);
+        }
+        match message {
             Ok(Message::Rekey { side, part, parts, bytes }) => {
                 self.on_rekey_part(now, index, side, (part, parts, bytes));
             }
@@ -66,10 +71,11 @@ impl Link {
         self.slots.cur.as_ref().map_or(own, |cur| cur.agreed.detection)
     }
 
-    /// When something was last opened, or the session to open it under was established.
+    /// When something was last opened, or the session to open it under was established; before the line went dead.
     pub(super) fn last_heard(&self) -> Option<Time> {
         let cur = self.slots.cur.as_ref()?;
-        Some(self.slots.heard().unwrap_or_default().max(cur.established))
+        let heard = self.slots.heard().unwrap_or_default().max(cur.established);
+        Some(self.paths.dead_since().map_or(heard, |dead| heard.min(dead)))
     }
 
     /// A Report that is newer than all before, about `lanes`: those of another family tell nothing of the present ones.
