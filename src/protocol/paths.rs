@@ -193,6 +193,21 @@ mod tests {
     }
 
     #[test]
+    fn it_is_dead_while_neither_answers_until_it_carries() {
+        let (mut paths, ..) = checking();
+        assert_eq!(paths.dead_since(), None, "nothing is known before the check is over");
+        paths.step(at(600));
+        assert_eq!(paths.dead_since(), Some(at(0)));
+        paths.carries(at(700));
+        assert_eq!(paths.dead_since(), None);
+        // What comes in the middle of a check counts.
+        let (mut paths, ..) = checking();
+        paths.carries(at(500));
+        paths.step(at(600));
+        assert_eq!(paths.dead_since(), Some(at(500)));
+    }
+
+    #[test]
     fn it_stays_at_once_when_the_current_address_answers_and_the_candidate_is_left_alone() {
         let (mut paths, _, new) = checking();
         paths.answer(at(410), C1);
