@@ -561,9 +561,8 @@ fn spoofed_icmp_and_poisoned_dns_while_up() {
     for _ in 0..50 {
         for end in [A, B] {
             let time = world.ends[end].time(world.now);
+            world.name(end, 0, &poison);
             let process = world.ends[end].process();
-            process.watch.named(&poison);
-            process.link.handle_addresses(time, &poison);
             // What an error from the kernel may name: a path that is not the line's, and the line's.
             let other = Path { socket: SocketId(0), local: Some(IpAddr::from([192, 0, 2, 99])), peer: poison[0] };
             for path in [other, Path { peer: paths[end].peer, ..other }, Path { local: None, ..paths[end] }, paths[end]]
@@ -600,9 +599,7 @@ fn spoofed_icmp_and_poisoned_dns_while_up() {
     assert_eq!([A, B].map(|end| world.status(end).path.unwrap().peer), paths.map(|path| path.peer));
     // Not even where the peer has forgotten everything, and only the poisoned end can find the other.
     let mut world = up(a_opens());
-    let time = world.ends[A].time(world.now);
-    world.ends[A].process().watch.named(&poison);
-    world.ends[A].process().link.handle_addresses(time, &poison);
+    world.name(A, 0, &poison);
     world.kill(B);
     world.start(B);
     heals(&mut world, secs(4));

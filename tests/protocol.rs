@@ -59,10 +59,7 @@ fn an_attempt_takes_up_an_address_that_is_resolved_meanwhile() {
     world.log = Some(Vec::new());
     let right = std::mem::replace(&mut world.ends[A].addresses, vec![stranger()]);
     let name = |world: &mut World, addresses: &[SocketAddr]| {
-        let time = world.ends[A].time(world.now);
-        let process = world.ends[A].process();
-        process.watch.named(addresses);
-        process.link.handle_addresses(time, addresses);
+        world.name(A, 0, addresses);
         world.carry_out_these(A, Vec::new());
     };
     world.start(A);
@@ -753,9 +750,8 @@ fn a_late_report_of_the_old_family_spoils_no_figures() {
 fn an_answer_to_a_probe_moves_the_line_only_while_it_is_down() {
     for late in [false, true] {
         let mut world = up(a_opens());
-        let (time, addresses) = (world.ends[A].time(world.now), [world.status(A).path.unwrap().peer, stranger()]);
-        world.ends[A].process().watch.named(&addresses);
-        world.ends[A].process().link.handle_addresses(time, &addresses);
+        let addresses = [world.status(A).path.unwrap().peer, stranger()];
+        world.name(A, 0, &addresses);
         world.decide(|flight| match flight.kind() {
             Some(Kind::Knock) => Fate::Drop, // no cold open, which would mend it another way
             _ if flight.to == stranger() => Fate::Hold,

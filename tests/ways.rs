@@ -326,10 +326,7 @@ fn a_way_leads_to_the_address_that_answers_first_and_stays_there() {
     let first = scene.world.ends[B].sockets[&SocketId(0)];
     let second = SocketAddr::new(first.ip(), 2);
     scene.world.ends[B].sockets.insert(SocketId(7), second);
-    let time = scene.world.ends[A].time(scene.world.now);
-    let process = scene.world.ends[A].process();
-    process.watch.named(&[second]);
-    process.link.handle_way_addresses(time, 1, &[first, second]);
+    scene.world.name(A, 1, &[first, second]);
     scene.world.carry_out(A);
     // While it is silent both are asked, and both answer.
     scene.cut(1, [true, true]);

@@ -201,15 +201,23 @@ impl World {
 
     /// Tells a process where its peer is, on each of its ways if it has some.
     fn tell_addresses(&mut self, end: usize) {
-        let (time, addresses) = (self.ends[end].time(self.now), self.ends[end].addresses.clone());
-        let ways = self.ends[end].setup.params.ways.len();
-        let process = self.ends[end].process();
-        process.watch.named(&addresses);
-        match ways {
-            0 => process.link.handle_addresses(time, &addresses),
-            _ => (0..ways).for_each(|way| process.link.handle_way_addresses(time, way, &addresses)),
+        let addresses = self.ends[end].addresses.clone();
+        for way in 0..self.ends[end].setup.params.ways.len().max(1) {
+            self.name(end, way, &addresses);
         }
         self.carry_out(end);
+    }
+
+    /// Names a process these addresses of its peer's: for this one of its ways, if it has some. What comes of it is not carried out.
+    pub fn name(&mut self, end: usize, way: usize, addresses: &[SocketAddr]) {
+        let time = self.ends[end].time(self.now);
+        let ways = self.ends[end].setup.params.ways.len();
+        let process = self.ends[end].process();
+        process.watch.named(addresses);
+        match ways {
+            0 => process.link.handle_addresses(time, addresses),
+            _ => process.link.handle_way_addresses(time, way, addresses),
+        }
     }
 
     /// The end's process is gone, without a word.

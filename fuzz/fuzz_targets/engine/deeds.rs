@@ -144,15 +144,9 @@ impl Story<'_> {
         if !self.world.awake(end) {
             return;
         }
-        let time = self.world.ends[end].time(self.world.now);
         let ways = self.world.ends[end].setup.params.ways.len();
         let way = if ways > 0 { self.number() % ways } else { 0 };
-        let process = self.world.ends[end].process();
-        process.watch.named(&addresses);
-        match ways {
-            0 => process.link.handle_addresses(time, &addresses),
-            _ => process.link.handle_way_addresses(time, way, &addresses),
-        }
+        self.world.name(end, way, &addresses);
         self.world.carry_out(end);
     }
 
