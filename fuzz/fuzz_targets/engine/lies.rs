@@ -7,7 +7,10 @@ use super::{
         scenes::{open_keys, stranger},
     },
 };
-use tieline::protocol::{Input, Notice, Path, Small, constants::CONTROL_LANE};
+use tieline::protocol::{
+    Input, Notice, Path, Small,
+    constants::{CONTROL_LANE, MIN_TRANSPORT},
+};
 
 /// Counters and epochs that are worth a try.
 const NUMBERS: [u64; 10] = [0, 1, 2, 1_023, 1_024, 70_000, (1 << 31) - 1, 1 << 31, u32::MAX as u64, u64::MAX];
@@ -64,6 +67,8 @@ impl Story<'_> {
         // That something was opened confirms the session, whatever it says: not what the watch takes an M2 for.
         self.world.hand_over(end, Input::Notice(Notice::Opened { session }));
         if self.world.awake(end) {
+            // What was opened came in a datagram, and may have an answer of its length.
+            self.world.ends[end].process().watch.received(path.peer, message.len() + MIN_TRANSPORT);
             self.world.hand_over(end, Input::Control { path, session, counter, message: Small::new(&message) });
         }
     }
