@@ -339,6 +339,18 @@ fn a_way_leads_to_the_address_that_answers_first_and_stays_there() {
     assert_eq!((way(&scene.world, 1).up, way(&scene.world, 1).peer), (true, Some(first)));
 }
 
+#[test]
+fn a_name_without_an_address_leaves_the_last_answer_in_force() {
+    let mut scene = Scene::up(false);
+    for way in [0, 1] {
+        scene.world.name(A, way, &[]);
+        scene.world.carry_out(A);
+    }
+    scene.world.run(secs(10));
+    scene.cut(0, [true, true]);
+    scene.moves_to(1, DETECTION + ms(500));
+}
+
 fn way(world: &World, way: usize) -> WayStatus {
     world.ends[A].process.as_ref().expect("a process").link.ways()[way]
 }

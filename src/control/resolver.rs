@@ -2,7 +2,8 @@
 //! heard.
 //!
 //! It only feeds the lists of addresses that a cold open knocks at, one for each path where config has paths; DNS never touches a
-//! session. A lookup that fails leaves the last answer in force. What several paths name is looked up once.
+//! session. A lookup that fails, or finds nothing that a path can send to, leaves the last answer in force. What several paths name is
+//! looked up once.
 
 use super::names::Lookup;
 use crate::config::Endpoint;
@@ -111,14 +112,15 @@ impl Sought {
         self.by.iter().fold(Families { v4: false, v6: false }, |all, (_, families)| all.or(*families))
     }
 
-    /// Each one's part of what was found.
+    /// Each one's part of what was found; what it had before stays in force where there is none.
     fn share_out(&self, found: &[SocketAddr]) -> impl Iterator<Item = Found> {
-        self.by.iter().map(|(n, families)| {
+        self.by.iter().filter_map(|(n, families)| {
             let part = usable(found, *families);
             if part.is_empty() {
                 warn!("{} has no {} address, as one of the paths to it needs", self.endpoint, families.name());
+                return None;
             }
-            (*n, part)
+            Some((*n, part))
         })
     }
 }
@@ -390,8 +392,8 @@ mod tests {
         let parts = [(0, addresses("192.0.2.1:1")), (3, found.clone()), (4, addresses("[2001:db8::1]:1"))];
         assert_eq!(sought[0].share_out(&found).collect::<Vec<_>>(), parts);
         let v4 = addresses("192.0.2.1:1");
-        let nothing_for_the_last = [(0, v4.clone()), (3, v4.clone()), (4, vec![])];
-        assert_eq!(sought[0].share_out(&v4).collect::<Vec<_>>(), nothing_for_the_last, "the old ones are no more");
+        let nothing_for_the_last = [(0, v4.clone()), (3, v4.clone())];
+        assert_eq!(sought[0].share_out(&v4).collect::<Vec<_>>(), nothing_for_the_last, "what it had is in force");
     }
 
     #[tokio::test]

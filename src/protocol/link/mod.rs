@@ -348,8 +348,12 @@ impl Link {
         self.settle(now);
     }
 
-    /// Takes the peer's addresses as config or the resolver gives them, in order of preference.
+    /// Takes the peer's addresses as config or the resolver gives them, in order of preference. An empty list leaves those before
+    /// in force: a name that is gone does not say that the peer is.
     pub fn handle_addresses(&mut self, now: Time, addresses: &[SocketAddr]) {
+        if addresses.is_empty() {
+            return;
+        }
         self.addresses = addresses.to_vec();
         self.knock_anew();
         self.settle(now);

@@ -38,8 +38,12 @@ impl Choice {
 }
 
 impl Link {
-    /// Takes the peer's addresses on one of the ways, in order of preference.
+    /// Takes the peer's addresses on one of the ways, in order of preference. An empty list leaves those before in force, and
+    /// so an end that leads goes on to.
     pub fn handle_way_addresses(&mut self, now: Time, way: usize, addresses: &[SocketAddr]) {
+        if addresses.is_empty() {
+            return;
+        }
         self.ways.own.set_addresses(way, addresses);
         self.knock_anew();
         self.settle(now);
