@@ -62,10 +62,10 @@ impl Story<'_> {
             return;
         }
         let (session, counter) = (self.session(end), self.large_number());
-        let path = self.path(end);
-        let message = self.message();
         // That something was opened confirms the session, whatever it says: not what the watch takes an M2 for.
         self.world.hand_over(end, Input::Notice(Notice::Opened { session }));
+        // A session that comes into use closes other sockets.
+        let (path, message) = (self.path(end), self.message());
         if self.world.awake(end) {
             // What was opened came in a datagram, and may have an answer of its length.
             self.world.ends[end].process().watch.received(path.peer, message.len() + MIN_TRANSPORT);
