@@ -340,6 +340,14 @@ fn a_way_leads_to_the_address_that_answers_first_and_stays_there() {
 }
 
 #[test]
+fn a_way_that_loses_a_fifth_each_way_is_asked_again_and_stays_up() {
+    let mut scene = Scene::up(false);
+    scene.ways.borrow_mut().iter_mut().for_each(|way| way.loss = 0.2);
+    scene.world.run(secs(600));
+    assert_eq!(scene.says(|event| matches!(event, Event::Way { up: false, .. })), 0);
+}
+
+#[test]
 fn a_name_without_an_address_leaves_the_last_answer_in_force() {
     let mut scene = Scene::up(false);
     for way in [0, 1] {
