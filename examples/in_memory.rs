@@ -107,7 +107,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // One end knows where the other is; that is enough.
     let mut now = Time::default();
     let hq_address = ends[0].address;
-    ends[1].link.handle_addresses(now, &[hq_address]);
+    ends[1].link.handle_addresses(now, 0, &[hq_address]);
 
     while ends.iter().any(|end| end.link.status().state != State::Up) {
         settle(now, &mut ends);

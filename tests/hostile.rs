@@ -569,7 +569,7 @@ fn spoofed_icmp_and_poisoned_dns_while_up() {
             {
                 process.link.handle_send_failure(time, path);
             }
-            world.carry_out_these(end, Vec::new());
+            world.carry_out(end);
         }
         world.run(ms(200));
     }

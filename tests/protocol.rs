@@ -58,20 +58,18 @@ fn an_attempt_takes_up_an_address_that_is_resolved_meanwhile() {
     world.kill(A);
     world.log = Some(Vec::new());
     let right = std::mem::replace(&mut world.ends[A].addresses, vec![stranger()]);
-    let name = |world: &mut World, addresses: &[SocketAddr]| {
-        world.name(A, 0, addresses);
-        world.carry_out_these(A, Vec::new());
-    };
     world.start(A);
     world.run(ms(1_000));
     let knocks = |world: &World, to| world.logged(A, Kind::Knock).iter().filter(|f| f.to == to).count();
     assert_eq!((knocks(&world, stranger()), knocks(&world, right[0])), (3, 0), "at 0, 0.3 and 0.9 s");
-    name(&mut world, &right);
+    world.name(A, 0, &right);
+    world.carry_out(A);
     world.run(ms(200));
     assert_eq!((knocks(&world, stranger()), knocks(&world, right[0])), (3, 1));
     assert!(world.together(), "it waits for its next attempt");
     // What is resolved later changes nothing.
-    name(&mut world, &[stranger()]);
+    world.name(A, 0, &[stranger()]);
+    world.carry_out(A);
     world.run(secs(2));
     assert_eq!(knocks(&world, stranger()), 3);
     carries(&mut world);

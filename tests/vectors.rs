@@ -169,7 +169,7 @@ fn two_links_say_a_whole_cold_open_as_listed() {
     let (knocked, opened) = (Time(long(&inputs["knock_at_ns"])), Time(long(&inputs["init_at_ns"])));
     let (i_path, r_path) = (path(source(inputs)), path("192.0.2.1:7311".parse().unwrap()));
 
-    i.link.handle_addresses(knocked, &[r_path.peer]);
+    i.link.handle_addresses(knocked, 0, &[r_path.peer]);
     let knock = i.sent();
     assert_eq!(knock, [bytes(&outputs["knock"])]);
     let challenge = r.deliver(knocked, i_path, &knock[0]);

@@ -183,10 +183,7 @@ impl Driver {
                 self.end(now, Err(RunError::LoopDied { which, interface, source: error }));
             }
             Woken::Addresses(asker, addresses) => {
-                match self.identity.paths.is_empty() {
-                    true => self.link.handle_addresses(now, &addresses),
-                    false => self.link.handle_way_addresses(now, asker, &addresses),
-                }
+                self.link.handle_addresses(now, asker, &addresses);
                 self.state.sought.insert(asker, addresses);
             }
             Woken::Ceiling => {

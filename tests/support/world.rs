@@ -211,13 +211,9 @@ impl World {
     /// Names a process these addresses of its peer's: for this one of its ways, if it has some. What comes of it is not carried out.
     pub fn name(&mut self, end: usize, way: usize, addresses: &[SocketAddr]) {
         let time = self.ends[end].time(self.now);
-        let ways = self.ends[end].setup.params.ways.len();
         let process = self.ends[end].process();
         process.watch.named(addresses);
-        match ways {
-            0 => process.link.handle_addresses(time, addresses),
-            _ => process.link.handle_way_addresses(time, way, addresses),
-        }
+        process.link.handle_addresses(time, way, addresses);
     }
 
     /// The end's process is gone, without a word.

@@ -348,13 +348,17 @@ impl Link {
         self.settle(now);
     }
 
-    /// Takes the peer's addresses as config or the resolver gives them, in order of preference. An empty list leaves those before
-    /// in force: a name that is gone does not say that the peer is.
-    pub fn handle_addresses(&mut self, now: Time, addresses: &[SocketAddr]) {
+    /// Takes the peer's addresses as config or the resolver gives them, in order of preference: on this way, by its place in
+    /// [`Params::ways`]; or the link's, where there are none. An empty list leaves those before in force: a name that is gone does not
+    /// say that the peer is.
+    pub fn handle_addresses(&mut self, now: Time, way: usize, addresses: &[SocketAddr]) {
         if addresses.is_empty() {
             return;
         }
-        self.addresses = addresses.to_vec();
+        match self.params.ways.is_empty() {
+            true => self.addresses = addresses.to_vec(),
+            false => self.ways.own.set_addresses(way, addresses),
+        }
         self.knock_anew();
         self.settle(now);
     }

@@ -11,7 +11,7 @@ use crate::protocol::{
     slots::Rank,
     ways::{Follower, Move, News, Use, Ways},
 };
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 /// The ways of both ends, and what became of choosing.
 pub(super) struct Choice {
@@ -38,17 +38,6 @@ impl Choice {
 }
 
 impl Link {
-    /// Takes the peer's addresses on one of the ways, in order of preference. An empty list leaves those before in force, and
-    /// so an end that leads goes on to.
-    pub fn handle_way_addresses(&mut self, now: Time, way: usize, addresses: &[SocketAddr]) {
-        if addresses.is_empty() {
-            return;
-        }
-        self.ways.own.set_addresses(way, addresses);
-        self.knock_anew();
-        self.settle(now);
-    }
-
     /// What can be seen of the ways, in the order of [`Params::ways`](super::Params::ways).
     #[must_use]
     pub fn ways(&self) -> Vec<WayStatus> {

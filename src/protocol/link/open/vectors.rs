@@ -30,7 +30,7 @@ fn initiator(cold: &Value, address: SocketAddr) -> End {
     let e = bytes(&first["inputs"]["initiator_ephemeral"]);
     let entropy = Script::for_link(&[&bytes(&inputs["nonce"]), &index, &e]).with_kem(&first);
     let mut end = End::new("a", params(&inputs["initiator_settings"]), None, entropy);
-    end.link.handle_addresses(Time(long(&inputs["knock_at_ns"])), &[address]);
+    end.link.handle_addresses(Time(long(&inputs["knock_at_ns"])), 0, &[address]);
     assert_eq!(end.sent(), [bytes(&cold["outputs"]["knock"])]);
     end
 }
