@@ -82,6 +82,19 @@ pub struct LinkConfig {
     pub carrier: Carrier,
     /// Whether each datagram goes on the two best paths.
     pub duplicate: bool,
+    /// What becomes of traffic for the link while it cannot carry.
+    pub fallback: Fallback,
+}
+
+/// What becomes of packets for networks behind the link while the link is down, or its process is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fallback {
+    /// They are refused as unreachable, unless the machine has another route to exactly that network, with a better metric.
+    #[default]
+    Block,
+    /// They go wherever the machine's other routes lead, in plain text.
+    Clear,
 }
 
 /// When the interface has a carrier: what it is to an Ethernet card that a cable is plugged in, and to routing that a line is there.
@@ -296,6 +309,7 @@ impl Config {
             (link.routes_follow == theirs.routes_follow, "[link] routes_follow"),
             (link.carrier == theirs.carrier, "[link] carrier"),
             (link.duplicate == theirs.duplicate, "[link] duplicate"),
+            (link.fallback == theirs.fallback, "[link] fallback"),
             (self.local.listen == other.local.listen, "[local] listen"),
             (self.local.bind == other.local.bind, "[local] bind"),
             (self.local.fwmark == other.local.fwmark, "[local] fwmark"),

@@ -30,7 +30,7 @@ const MB: u64 = 1_000_000;
 /// The user that every machine has and nobody is.
 const NOBODY: u32 = 65_534;
 /// Of the link's own.
-const LINK: [Role; 3] = [Role::Control { configures: true, reads: false }, Role::Egress, Role::Ingress];
+const LINK: [Role; 3] = [Role::Control { reads: false }, Role::Egress, Role::Ingress];
 
 /// Runs `work` on a thread that ends with it, and what it was confined to.
 fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
@@ -72,7 +72,7 @@ fn with_calls_to_read_nothing_can_be_written_or_made() {
     fs::write(&key, "a key").unwrap();
     on_a_thread(|| {
         gain_no_privileges().unwrap();
-        restrict_calls(Role::Control { configures: true, reads: true }).unwrap();
+        restrict_calls(Role::Control { reads: true }).unwrap();
         assert_eq!(fs::read_to_string(&key).unwrap(), "a key");
         for denied in [
             File::options().append(true).open(&key).map(drop),
@@ -157,12 +157,12 @@ fn without_files_nothing_opens_and_only_the_folder_gives_away() {
 
 #[test]
 fn capabilities_are_the_roles_alone() {
-    for role in LINK.into_iter().chain([Role::Names, Role::Control { configures: false, reads: false }]) {
+    for role in LINK.into_iter().chain([Role::Names]) {
         on_a_thread(move || {
             let had = field(&fs::read_to_string("/proc/thread-self/status").unwrap(), "CapPrm");
             let kept = keep_capabilities(role).unwrap();
             let status = fs::read_to_string("/proc/thread-self/status").unwrap();
-            let wanted = if role == (Role::Control { configures: true, reads: false }) { NET_ADMIN & had } else { 0 };
+            let wanted = if role == (Role::Control { reads: false }) { NET_ADMIN & had } else { 0 };
             assert_eq!(kept, if wanted == 0 { vec![] } else { vec!["net_admin"] });
             for (set, expected) in [("CapPrm", wanted), ("CapEff", wanted), ("CapInh", 0), ("CapAmb", 0)] {
                 assert_eq!(field(&status, set), expected, "{set} of {role:?}");

@@ -9,6 +9,7 @@ mod keygen;
 mod log;
 mod psk;
 mod pubkey;
+mod release;
 mod rotate;
 mod status;
 mod up;
@@ -60,6 +61,7 @@ enum Command {
     Pubkey(PubkeyArgs),
     Psk(PskArgs),
     Rotate(RotateArgs),
+    Release(ReleaseArgs),
     #[command(hide = true, name = up::NAMES)]
     ResolveNames(NamesArgs),
     #[command(hide = true, name = up::HOOKS)]
@@ -227,6 +229,21 @@ pub struct RotateArgs {
     pub psk: bool,
 }
 
+/// Remove what a link that crashed or was killed has left on this machine
+///
+/// While a link is down, and also after its process was killed, the networks behind it are unreachable, so that nothing leaves
+/// in plain text. SIGTERM ends that; after kill -9 this command does. It removes routes and rules that carry tieline's protocol number
+/// (115) and belong to this link, and nothing else, and prints what it removed. A link that runs is left alone.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  sudo tieline release /etc/tieline/hq.toml")]
+pub struct ReleaseArgs {
+    /// The link's interface or its config file
+    #[arg(value_name = "NAME|FILE")]
+    pub link: PathBuf,
+}
+
 /// Why a command ended otherwise than well: what it prints after `error: `, and its exit code.
 #[derive(Debug)]
 pub struct Failure {
@@ -287,6 +304,7 @@ pub fn main() -> ExitCode {
         Command::Pubkey(args) => pubkey::run(args),
         Command::Psk(args) => psk::run(args),
         Command::Rotate(args) => rotate::run(args),
+        Command::Release(args) => release::run(args),
         Command::Up(args) => return up::run(args),
         Command::ResolveNames(args) => return up::resolve_names(args),
         Command::RunHooks => return up::run_hooks(),

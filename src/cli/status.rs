@@ -80,7 +80,7 @@ fn ask(interface: &str) -> Result<Answer, Failure> {
 }
 
 /// A config file names its interface; anything else is one.
-fn interface_of(link: &Path) -> Result<String, Failure> {
+pub(super) fn interface_of(link: &Path) -> Result<String, Failure> {
     let is_file = link.extension().is_some_and(|extension| extension == "toml") || link.components().count() > 1;
     match link.to_str() {
         Some(name) if !is_file => Ok(name.to_owned()),

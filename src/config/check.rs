@@ -120,6 +120,7 @@ impl Checker<'_> {
             routes_follow: link.routes_follow.unwrap_or(true),
             carrier: link.carrier.unwrap_or(Carrier::Peer),
             duplicate: link.duplicate.as_ref().is_some_and(|duplicate| *duplicate.get_ref()),
+            fallback: link.fallback,
         })
     }
 

@@ -33,6 +33,7 @@ pub(super) struct Link {
     pub metric: Option<u32>,
     pub routes_follow: Option<bool>,
     pub duplicate: Option<Spanned<bool>>,
+    pub fallback: super::Fallback,
 }
 
 #[derive(Default, Deserialize)]

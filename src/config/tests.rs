@@ -68,6 +68,7 @@ fn a_small_file_has_the_defaults() {
             routes_follow: true,
             carrier: Carrier::Peer,
             duplicate: false,
+            fallback: Fallback::Block,
         }
     );
     assert_eq!(config.local.listen, Some("[::]:7311".parse().unwrap()));
@@ -129,6 +130,7 @@ fn what_else_changed_beside_the_keys_is_named() {
         ("[local]", "routes_follow = false\n[local]", "[link] routes_follow"),
         ("[local]", "carrier = \"always\"\n[local]", "[link] carrier"),
         ("[local]", "duplicate = true\n[local]", "[link] duplicate"),
+        ("[local]", "fallback = \"clear\"\n[local]", "[link] fallback"),
         ("[local]", "[[path]]\nname = \"a\"\n[local]", "[[path]]"),
         ("[local]", "[local]\nuser = \"nobody\"", "[local] user"),
         ("[local]", "[local]\nbind = \"eth0\"", "[local] bind"),

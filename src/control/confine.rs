@@ -10,7 +10,7 @@ use super::RunError;
 use super::names::{Helper, Lookup};
 use super::reload::{self, Reads};
 use super::status;
-use crate::config::{Config, Endpoint, LocalConfig, Mtu};
+use crate::config::{Config, Endpoint, LocalConfig};
 use crate::dataplane::Loop;
 use crate::sys::sandbox::{self, Reach, Role, User};
 use std::io;
@@ -125,7 +125,7 @@ impl Confinement {
     }
 
     /// Closes the calling thread, the control side's, and tells what holds the process now.
-    pub(super) fn close(mut self, config: &Config) -> Result<Closed, RunError> {
+    pub(super) fn close(mut self) -> Result<Closed, RunError> {
         if self.sandbox.is_none() {
             return Ok(Closed { state: None, reads: self.reads });
         }
@@ -134,11 +134,7 @@ impl Confinement {
         for told in self.loops.take().into_iter().flatten() {
             calls = calls.and(told);
         }
-        let link = &config.link;
-        let follows = link.routes_follow && !link.routes.is_empty();
-        // A mark is for later sockets too, and goes with rules to be taken away.
-        let configures = link.mtu == Mtu::Auto || follows || config.mark().is_some();
-        let role = Role::Control { configures, reads: matches!(self.reads, Reads::Folders(_)) };
+        let role = Role::Control { reads: matches!(self.reads, Reads::Folders(_)) };
         let kept = sandbox::keep_capabilities(role).map_err(RunError::system("cannot give up capabilities"))?;
         self.state.capabilities = kept.into_iter().map(str::to_owned).collect();
         self.state.seccomp = held("seccomp", calls.and_then(|()| sandbox::restrict_calls(role))).is_some();

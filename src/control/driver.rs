@@ -6,6 +6,7 @@
 use super::interface::Way;
 use super::line::Line;
 use super::ports::Ports;
+use super::reconciler::{Seen, Wanted};
 use super::reload::Reload;
 use super::resolver::Resolver;
 use super::status::{Client, Identity, Listener, Moment, Since, WallClock};
@@ -17,8 +18,9 @@ use crate::keys::secret::leaving_no_trace;
 use crate::protocol::control::State;
 use crate::protocol::{Event, Input, Link, Output, Path, SocketId, Time, Transmit};
 use crate::sys::memory;
+use crate::sys::netlink::view::LinkState;
 use crate::sys::timer::Timer;
-use crate::sys::udp;
+use crate::sys::udp::{self, UdpSocket};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -30,6 +32,9 @@ use tracing::{debug, error, trace, warn};
 
 /// A goodbye takes 100 ms; by then the link is over, said or not.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
+
+/// What the kernel shows of the carrier may be as old as this.
+const CARRIER_LAG: Duration = Duration::from_secs(1);
 
 /// All that can wake the driver.
 pub(super) struct Inlets {
@@ -57,6 +62,13 @@ async fn changed(of: &mut watch::Receiver<Option<u16>>) {
     }
 }
 
+/// Waits until the kernel shows something else; for ever once nobody looks any more.
+async fn looked(at: &mut watch::Receiver<Seen>) {
+    if at.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// What woke it.
 // The large one is the usual one, and boxing it would allocate for each.
 #[allow(clippy::large_enum_variant)]
@@ -67,6 +79,7 @@ enum Woken {
     Addresses(usize, Vec<SocketAddr>),
     Asked(Client),
     Ceiling,
+    Seen,
     Hangup,
     Stop,
 }
@@ -83,6 +96,10 @@ pub(super) struct Driver {
     pub(super) way: watch::Sender<Way>,
     /// … and the largest datagram that the own interface takes there.
     pub(super) ceiling: watch::Receiver<Option<u16>>,
+    /// What the kernel should have for the link …
+    pub(super) wanted: watch::Sender<Wanted>,
+    /// … and what it shows.
+    pub(super) seen: watch::Receiver<Seen>,
     pub(super) state: DriverState,
 }
 
@@ -96,6 +113,13 @@ pub(super) struct DriverState {
     path_clocks: Vec<WallClock>,
     /// Where the peer is looked for, by each of config's paths, or by the link.
     sought: BTreeMap<usize, Vec<SocketAddr>>,
+    /// Those that wait until nothing sent there can enter a link.
+    waiting: Vec<(usize, Vec<SocketAddr>)>,
+    /// How often the way to the peer had changed when that was last looked at, and the machine's interfaces and addresses.
+    reroutes: u64,
+    changes: u64,
+    /// When the interface's carrier was last set.
+    carrier_set: Option<Time>,
     /// The peer is not heard: the name may mean another address by now.
     look_again: bool,
     /// It has been said that keys lie on pages that are not locked.
@@ -132,6 +156,7 @@ impl Driver {
     /// Drives the link until `stop`, or until it cannot go on; then says goodbye and stops the loops.
     pub(super) async fn run(mut self, mut inlets: Inlets, stop: impl Future<Output = ()>) -> Result<(), RunError> {
         let mut stop = pin!(stop);
+        self.tell_ports();
         self.link.handle_timeout(clock()?);
         loop {
             let now = clock()?;
@@ -152,6 +177,7 @@ impl Driver {
                 (asker, addresses) = inlets.resolver.next() => Woken::Addresses(asker, addresses),
                 client = inlets.listener.next() => Woken::Asked(client),
                 () = changed(&mut self.ceiling) => Woken::Ceiling,
+                () = looked(&mut self.seen) => Woken::Seen,
                 () = Inlets::hangup(&mut inlets.hangups) => Woken::Hangup,
                 () = &mut stop, if by.is_none() => Woken::Stop,
             };
@@ -183,9 +209,11 @@ impl Driver {
                 self.end(now, Err(RunError::LoopDied { which, interface, source: error }));
             }
             Woken::Addresses(asker, addresses) => {
-                self.link.handle_addresses(now, asker, &addresses);
+                self.state.waiting.push((asker, addresses.clone()));
                 self.state.sought.insert(asker, addresses);
+                self.admit(now);
             }
+            Woken::Seen => self.look(now),
             Woken::Ceiling => {
                 if let Some(ceiling) = *self.ceiling.borrow_and_update() {
                     self.link.handle_ceiling(now, ceiling);
@@ -237,6 +265,9 @@ impl Driver {
         if let Err(error) = self.dataplane.admit(&peers) {
             debug!("what the peer sends may come later than what others do: {error}");
         }
+        let sought = self.state.sought.values().flatten();
+        let peers = peers.iter().map(|(_, address)| address).chain(sought).map(SocketAddr::ip).collect();
+        self.wanted.send_if_modified(|told| std::mem::replace(&mut told.peers, peers) != told.peers);
         let way = match path {
             Some(peer) => (self.link.used_way(), Some(peer)),
             None => self.state.sought_first().unzip(),
@@ -254,8 +285,78 @@ impl Driver {
         {
             warn!("the interface's carrier stays as it was: {error}");
         }
+        self.state.carrier_set = Some(now);
+        self.wanted.send_if_modified(|told| std::mem::replace(&mut told.on, on) != on);
         let path = self.link.status().path.map(|path| path.peer);
         self.line.tell(now, on, path.or(self.state.sought_first().map(|(_, address)| address)));
+    }
+
+    /// Gives the engine the addresses whose datagrams enter no link.
+    fn admit(&mut self, now: Time) {
+        let admitted = self.seen.borrow().admitted.clone();
+        // Without anybody who looks at the routes there is nothing to wait for.
+        let anything = self.seen.has_changed().is_err();
+        let ready = |addresses: &[SocketAddr]| anything || addresses.iter().all(|a| admitted.contains(&a.ip()));
+        let (ready, waiting) =
+            std::mem::take(&mut self.state.waiting).into_iter().partition(|(_, addresses)| ready(addresses));
+        self.state.waiting = waiting;
+        for (asker, addresses) in ready {
+            self.link.handle_addresses(now, asker, &addresses);
+        }
+    }
+
+    /// Follows what the kernel shows: routes, interfaces, addresses and the carrier of the link's own.
+    fn look(&mut self, now: Time) {
+        let seen = self.seen.borrow_and_update().clone();
+        self.admit(now);
+        if std::mem::replace(&mut self.state.changes, seen.changes) != seen.changes {
+            for (id, socket) in self.ports.sync(&seen.links) {
+                self.take_socket(now, id, socket);
+            }
+        }
+        if std::mem::replace(&mut self.state.reroutes, seen.reroutes) != seen.reroutes {
+            debug!("the routes to the peer have changed");
+            for id in self.ports.untied() {
+                self.link.handle_route_change(now, id);
+            }
+        }
+        self.keep_carrier(now, &seen);
+    }
+
+    /// Sets the carrier again where another program has changed it.
+    fn keep_carrier(&mut self, now: Time, seen: &Seen) {
+        let differs = |link: &LinkState| link.up && link.carrier != self.line.is_on();
+        if !self.line.sets_carrier() || !seen.interface.as_ref().is_some_and(differs) {
+            return;
+        }
+        let on = self.line.is_on();
+        if let Err(error) = self.dataplane.set_carrier(on) {
+            return debug!("the interface's carrier stays as it is: {error}");
+        }
+        // What was seen may be older than what was set last.
+        if self.state.carrier_set.replace(now).is_none_or(|last| now.since(last) > CARRIER_LAG) {
+            warn!("restored the carrier of {}, which another program had changed", self.identity.interface);
+        }
+    }
+
+    /// Uses a socket that took the place of the one with its number, or came where there was none.
+    fn take_socket(&mut self, now: Time, id: SocketId, socket: UdpSocket) {
+        match self.dataplane.add_socket(id, socket) {
+            Ok(()) => {
+                self.tell_ports();
+                if self.identity.paths.is_empty() {
+                    self.link.handle_socket(now, id);
+                }
+                self.link.handle_route_change(now, id);
+            }
+            Err(error) => warn!("staying with the UDP port there is: {error}"),
+        }
+    }
+
+    /// The UDP ports that rules of routing may have to go by.
+    fn tell_ports(&self) {
+        let ports = self.dataplane.local_ports();
+        self.wanted.send_if_modified(|told| std::mem::replace(&mut told.ports, ports) != told.ports);
     }
 
     fn send(&mut self, now: Time, Transmit { path, datagram }: Transmit) {
@@ -303,7 +404,8 @@ impl Driver {
 
     fn open_port(&mut self, now: Time) {
         let socket = match self.ports.open_another() {
-            Ok(socket) => socket,
+            Ok(Some(socket)) => socket,
+            Ok(None) => return,
             Err(error) => return warn!("staying with the UDP port there is: {error}"),
         };
         let used = self.link.status().path.map(|path| path.socket);
@@ -315,6 +417,7 @@ impl Driver {
             Ok(()) => self.link.handle_socket(now, id),
             Err(error) => warn!("staying with the UDP port there is: {error}"),
         }
+        self.tell_ports();
     }
 
     /// Opens a path's socket anew, unless another path lives by it.
@@ -330,6 +433,7 @@ impl Driver {
         {
             warn!("staying with the UDP port there is: {error}");
         }
+        self.tell_ports();
     }
 
     /// The line goes over this socket, and so will the engine's next cold open: the others close.
@@ -337,6 +441,7 @@ impl Driver {
         for needless in self.ports.take_needless(id) {
             self.dataplane.remove_socket(needless);
         }
+        self.tell_ports();
     }
 
     fn status(&mut self, now: Time) -> String {

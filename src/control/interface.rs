@@ -1,4 +1,5 @@
-//! The link's interface: made at start with its addresses and routes, and kept at the MTU that was found for the way to the peer.
+//! The link's interface: made at start, and kept at the MTU that was found for the way to the peer. Its addresses and routes are
+//! the reconciler's.
 //!
 //! There is no undoing here: the kernel takes the interface, its addresses and its routes away when the last descriptor of
 //! the device closes, also after kill -9.
@@ -54,7 +55,7 @@ fn auto(fits: u32) -> u32 {
     fits.clamp(MIN_MTU, MAX_MTU)
 }
 
-/// An interface that is up.
+/// The interface that was made.
 pub(super) struct Interface {
     pub(super) index: u32,
     /// It lives as long as this does.
@@ -63,7 +64,7 @@ pub(super) struct Interface {
     pub(super) sets_carrier: bool,
 }
 
-/// Makes the interface, with those of the offloads wished for that there are, and brings it up.
+/// Makes the interface, with those of the offloads wished for that there are. It is still down, and has no addresses.
 pub(super) async fn create(netlink: &Netlink, config: &Config, wish: TunOffloads) -> Result<Interface, RunError> {
     let own = config.local.private_key.public().map_err(|_| SetupError::from(CryptoFailure))?;
     let config = &config.link;
@@ -94,18 +95,6 @@ pub(super) async fn create(netlink: &Netlink, config: &Config, wish: TunOffloads
     if let Some(bridge) = bridge {
         keep_quiet(&config.interface);
         netlink.join_bridge(index, bridge).await?;
-    }
-    for address in &config.addresses {
-        netlink.add_address(index, address.addr(), address.prefix_len()).await?;
-    }
-    netlink.set_up(index).await?;
-    for route in &config.routes {
-        let (network, length) = (route.addr(), route.prefix_len());
-        netlink.add_route(index, network, length, config.metric).await?;
-        if config.routes_follow {
-            // Whether it can be set shows at once, not when the peer comes.
-            netlink.del_route(index, network, length, config.metric).await?;
-        }
     }
     Ok(Interface { index, device, sets_carrier })
 }
@@ -200,22 +189,25 @@ pub(super) struct MtuKeeper {
     index: u32,
     config: Mtu,
     layer: Layer,
-    /// By which interface each of config's paths leaves, where it says so.
+    /// By which interface each of config's paths leaves, and the link where it has none, where config says so.
     uplinks: Vec<Option<String>>,
+    bind: Option<String>,
     set: Option<u32>,
     said: Option<u32>,
 }
 
 impl MtuKeeper {
     pub(super) fn new(netlink: Netlink, index: u32, config: &Config) -> MtuKeeper {
-        let uplinks = config.paths.iter().map(|path| path.interface.clone()).collect();
+        let bind = config.local.bind.clone();
+        let uplinks = config.paths.iter().map(|path| path.interface.clone().or(bind.clone())).collect();
         let link = &config.link;
-        MtuKeeper { netlink, index, config: link.mtu, layer: layer(link), uplinks, set: None, said: None }
+        MtuKeeper { netlink, index, config: link.mtu, layer: layer(link), uplinks, bind, set: None, said: None }
     }
 
     /// The route by which a path's datagrams leave.
     async fn route_to(&self, peer: IpAddr, path: Option<usize>) -> Result<Route, NetlinkError> {
-        let Some(uplink) = path.and_then(|path| self.uplinks.get(path)?.as_deref()) else {
+        let uplink = path.map_or(self.bind.as_ref(), |path| self.uplinks.get(path)?.as_ref());
+        let Some(uplink) = uplink else {
             return self.netlink.route_to(peer).await;
         };
         // Each time: one that went and came back has another index.
@@ -356,6 +348,7 @@ mod tests {
                 routes_follow: true,
                 carrier: Carrier::Peer,
                 duplicate: false,
+                fallback: config::Fallback::Block,
             };
             let refused = async |config: &Config| match create(&netlink, config, TunOffloads::ALL).await {
                 Err(error) => error.to_string(),
@@ -415,11 +408,10 @@ mod tests {
                 routes_follow: false,
                 carrier: Carrier::Always,
                 duplicate: false,
+                fallback: config::Fallback::Block,
             };
             let Interface { index, device, .. } = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
             assert_eq!(netlink.mtu(index).await.unwrap(), 1420);
-            assert_eq!(netlink.route_to("198.51.100.7".parse().unwrap()).await.unwrap().oif, index);
-            assert_eq!(netlink.route_to("fd77::7".parse().unwrap()).await.unwrap().oif, index);
 
             netlink.create_veth("lte", "tower").await.unwrap();
             let lte = netlink.index("lte").await.unwrap();

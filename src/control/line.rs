@@ -1,7 +1,7 @@
 //! The line as the rest of the machine is to see it: up while both ends hear each other, less what damping holds back. It
 //! is told to whoever goes by it.
 //!
-//! The carrier is set by the driver, at once. Routes take the kernel's answers, and are another task's (`routes`).
+//! The carrier is set by the driver, at once. Routes take the kernel's answers, and are another task's (`reconciler`).
 
 use super::damping::Damping;
 use super::hooks::{News, Reason};
@@ -24,24 +24,15 @@ pub(super) struct Line {
     on: bool,
     /// This end has closed the link: nothing brings the line back.
     closed: bool,
-    tell: watch::Sender<bool>,
     hooks: watch::Sender<Option<News>>,
     /// Why it is what it is.
     reason: Reason,
 }
 
 impl Line {
-    /// It begins down; who follows it learns of it from the receiver of `tell`.
-    pub(super) fn new(sets_carrier: bool, tell: watch::Sender<bool>, hooks: watch::Sender<Option<News>>) -> Line {
-        Line {
-            damping: Damping::default(),
-            sets_carrier,
-            on: false,
-            closed: false,
-            tell,
-            hooks,
-            reason: Reason::default(),
-        }
+    /// It begins down.
+    pub(super) fn new(sets_carrier: bool, hooks: watch::Sender<Option<News>>) -> Line {
+        Line { damping: Damping::default(), sets_carrier, on: false, closed: false, hooks, reason: Reason::default() }
     }
 
     /// The link's state changed; `cause` says why it is not Up any more.
@@ -79,14 +70,18 @@ impl Line {
         (std::mem::replace(&mut self.on, on) != on).then_some(on)
     }
 
-    /// Passes the news on; `peer` is where the other end is.
+    /// Passes the news on to the hooks; `peer` is where the other end is.
     pub(super) fn tell(&mut self, now: Time, on: bool, peer: Option<SocketAddr>) {
         let wait = self.damping.wait(now);
         if on && !wait.is_zero() {
             info!("the line has stayed up for {wait:?} and counts as up again");
         }
-        self.tell.send_replace(on);
         self.hooks.send_replace(Some(News { up: on, reason: self.reason, peer }));
+    }
+
+    /// Whether it was there when that was last told.
+    pub(super) fn is_on(&self) -> bool {
+        self.on
     }
 
     /// Whether the interface's carrier goes by the line.

@@ -10,9 +10,9 @@
 //!
 //! [`run`] is a whole link: it makes the interface, opens the socket, starts the packet loops and drives the engine until
 //! it is told to stop; then it says goodbye and nothing is left. The driver carries out what the engine says, in
-//! its order, and never blocks. Around it: `outside` keeps the link's own datagrams out of the link,
+//! its order, and never blocks. Around it: `reconciler` keeps addresses, routes and rules in the kernel,
 //! `resolver` finds the peer's addresses, `interface` keeps the MTU, [`status`]
-//! answers who asks, `line` says whether the line counts as there, which `routes` and `hooks` go by, `reload` reads changed keys, `story` finds the words for the log.
+//! answers who asks, `line` says whether the line counts as there, which routes and `hooks` go by, `reload` reads changed keys, `story` finds the words for the log.
 //!
 //! To embed a link in another program, give [`run_until`] a config and the moment to stop:
 //!
@@ -35,11 +35,10 @@ mod hooks;
 mod interface;
 mod line;
 mod names;
-mod outside;
 mod ports;
+mod reconciler;
 mod reload;
 mod resolver;
-mod routes;
 pub mod status;
 mod story;
 
@@ -65,19 +64,24 @@ use driver::{Driver, DriverState, Inlets};
 use hooks::Hooks;
 use interface::{Interface, MtuKeeper, Way};
 use line::Line;
-use outside::Outside;
 use ports::Ports;
+use reconciler::{Reconciler, Wanted};
 use reload::Reload;
 use resolver::{Ask, Resolver, listed};
-use routes::Routes;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use thiserror::Error;
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tracing::{info, warn};
+
+/// How long removing what a link has set may take.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// What can be chosen about a run that is not in the config.
 #[derive(Clone, Copy, Debug)]
@@ -236,6 +240,26 @@ pub async fn run_until(config: Config, options: Options, stop: impl Future<Outpu
     drive(config, options, None, stop).await
 }
 
+/// Removes what a link on `interface` that was killed, or crashed, has left in the kernel's routing tables and rules. Gives a line for
+/// each thing that was removed.
+///
+/// # Errors
+/// [`RunError::AlreadyRunning`] while the link runs; else what the kernel says.
+pub fn release(interface: &str) -> Result<Vec<String>, RunError> {
+    let socket = status::socket_path(&status::run_dir(), interface);
+    if status::is_live(&socket) {
+        return Err(RunError::AlreadyRunning { interface: interface.to_owned(), socket });
+    }
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(RunError::system("cannot start the runtime"))?;
+    runtime.block_on(async {
+        let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
+        Ok(reconciler::release(&netlink, interface).await?)
+    })
+}
+
 async fn drive(
     config: Config,
     options: Options,
@@ -248,15 +272,28 @@ async fn drive(
         return Err(RunError::AlreadyRunning { interface: name.clone(), socket: socket_path });
     }
     let netlink = Netlink::open().map_err(RunError::system("cannot open a netlink socket"))?;
-    let out = match &config.local.bind {
-        Some(name) => Some(netlink.index(name).await.map_err(|_| BindError::NoSuchInterface(name.clone()))?),
-        None => None,
-    };
-    let netlink = netlink.seen_by(config.mark(), out);
-    let mut outside = Outside::begin(netlink.clone(), &config).await?;
-    let result = drive_with(netlink, config, options, hangups, stop, socket_path).await;
-    outside.end().await;
+    let netlink = netlink.seen_by(config.mark(), None);
+    let mut reconciler = Some(Reconciler::begin(netlink.clone(), &config).await?);
+    let result = drive_with(netlink, config, options, hangups, stop, socket_path, &mut reconciler).await;
+    // It is still here if the link could not start.
+    if let Some(reconciler) = reconciler {
+        reconciler.abandon().await;
+    }
     result
+}
+
+/// Ends the reconciler's task. What it keeps goes if the operator stopped the link, and stays if the link failed: then a service
+/// manager starts it again, and until then nothing may leave by another route.
+async fn end_reconciler(task: JoinHandle<Reconciler>, stopped: bool) {
+    match timeout(RELEASE, task).await {
+        Ok(Ok(reconciler)) if stopped => {
+            if timeout(RELEASE, reconciler.release()).await.is_err() {
+                warn!("the kernel does not answer: run `tieline release` to remove what is left of the link");
+            }
+        }
+        Ok(Ok(_)) => {}
+        Ok(Err(_)) | Err(_) => warn!("run `tieline release` to remove what is left of the link in the kernel's tables"),
+    }
 }
 
 async fn drive_with(
@@ -266,6 +303,7 @@ async fn drive_with(
     hangups: Option<Signal>,
     stop: impl Future<Output = ()>,
     socket_path: PathBuf,
+    slot: &mut Option<Reconciler>,
 ) -> Result<(), RunError> {
     let name = &config.link.interface;
     let mut confinement = Confinement::prepare(options.sandbox, &config.local)?;
@@ -273,7 +311,8 @@ async fn drive_with(
     let (news, told) = watch::channel(None);
     let hooks = Hooks::start(&config, options.sandbox, told)
         .map_err(RunError::system("cannot start the helper that runs the hooks"))?;
-    let (ports, sockets) = Ports::open(&config, options.offloads.udp)?;
+    let links = slot.as_ref().map(|reconciler| reconciler.seen().links).unwrap_or_default();
+    let (ports, sockets) = Ports::open(&config, options.offloads.udp, &links)?;
     let asks = |(n, endpoint)| Ask { endpoint, families: ports.families(n, &sockets) };
     let asks: Vec<Ask<'_>> = endpoints(&config).into_iter().enumerate().map(asks).collect();
     let resolver = Resolver::start(&asks, lookup);
@@ -281,6 +320,10 @@ async fn drive_with(
     let locals = locals.map_err(RunError::system("cannot read a socket's address"))?;
     let interface = interface::create(&netlink, &config, options.offloads.tun).await?;
     let Interface { index, device, sets_carrier } = interface;
+    let wanted = first_wanted(&config, &locals);
+    if let Some(reconciler) = slot {
+        reconciler.attach(index, wanted.clone()).await?;
+    }
     let now = clock()?;
     let params = params(&config, options, device.offloads(), &ports);
     let (link, sender, receiver) = leaving_no_trace(|| Link::new(params, keys(&config), Box::new(OsEntropy), now))?;
@@ -301,9 +344,8 @@ async fn drive_with(
 
     let (way, followed) = watch::channel(Way::default());
     let (found, ceiling) = watch::channel(None);
-    let (tell, line) = watch::channel(false);
+    let (wanted, wants) = watch::channel(wanted);
     // They end when the driver does, as nobody tells them any more where the peer is and how the line is.
-    tokio::spawn(Routes::new(netlink.clone(), index, &config.link).follow(line));
     tokio::spawn(MtuKeeper::new(netlink, index, &config).follow(followed, found));
     let inlets = Inlets {
         timer: Timer::new().map_err(RunError::system("cannot make a timer"))?,
@@ -312,7 +354,7 @@ async fn drive_with(
         listener,
         hangups,
     };
-    let Closed { state: sandbox, reads } = confinement.close(&config)?;
+    let Closed { state: sandbox, reads } = confinement.close()?;
     let identity = status::Identity {
         name: config.name.clone(),
         interface: name.clone(),
@@ -325,9 +367,15 @@ async fn drive_with(
     };
     let state = DriverState::new(&config.paths);
     let reload = Reload::new(config, reads);
-    let line = Line::new(sets_carrier, tell, news);
-    let driver = Driver { link, line, dataplane, ports, identity, reload, way, ceiling, state };
+    let line = Line::new(sets_carrier, news);
+    let reconciler = slot.take();
+    let (show, seen) = watch::channel(reconciler.as_ref().map(Reconciler::seen).unwrap_or_default());
+    let reconciler = reconciler.map(|reconciler| tokio::spawn(reconciler.run(wants, show)));
+    let driver = Driver { link, line, dataplane, ports, identity, reload, way, ceiling, wanted, seen, state };
     let result = driver.run(inlets, stop).await;
+    if let Some(task) = reconciler {
+        end_reconciler(task, result.is_ok()).await;
+    }
     if let Some(hooks) = hooks {
         hooks.finish().await;
     }
@@ -335,6 +383,16 @@ async fn drive_with(
         info!("closed");
     }
     result
+}
+
+/// What the kernel needs to know before the first datagram leaves.
+fn first_wanted(config: &Config, locals: &[SocketAddr]) -> Wanted {
+    let known = endpoints(config).into_iter().flatten().filter_map(Endpoint::address);
+    Wanted {
+        on: false,
+        peers: known.map(|ip| ip.to_canonical()).collect(),
+        ports: locals.iter().map(SocketAddr::port).collect(),
+    }
 }
 
 /// Where each path ends, or the link where it has none; `None` for one by which the peer calls.

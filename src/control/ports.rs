@@ -13,6 +13,7 @@ use crate::protocol::{SocketId, Time};
 use crate::sys::offloads::UdpOffloads;
 use crate::sys::sysctl;
 use crate::sys::udp::{BindError, Ties, UdpSocket};
+use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tracing::{debug, info, warn};
@@ -48,9 +49,27 @@ impl Place {
         Place { address, ties: Ties { interface, ..usual.ties } }
     }
 
+    /// `UDP [::]:7311 at eth0`
+    fn in_words(&self) -> String {
+        let address = self.address.map_or_else(|| "any address".to_owned(), |address| format!("UDP {address}"));
+        match &self.ties.interface {
+            Some(interface) => format!("{address} at {interface}"),
+            None => address,
+        }
+    }
+
     fn families(&self) -> Families {
         Families::of(self.address.unwrap_or((Ipv6Addr::UNSPECIFIED, 0).into()))
     }
+}
+
+/// What a socket is bound to, as it was when that was last tried.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bound {
+    /// Whether the interface and the address were there.
+    there: bool,
+    /// The interface's index, of which another interface with the same name knows nothing.
+    index: Option<u32>,
 }
 
 /// The port of one of config's paths.
@@ -59,8 +78,7 @@ struct PathPort {
     place: Place,
     /// Its own; or the first, which all share that name no uplink.
     socket: SocketId,
-    /// Whether the interface and the address were there when they were last asked for.
-    there: bool,
+    bound: Bound,
     reopened: Option<Time>,
 }
 
@@ -69,10 +87,15 @@ fn path_ports(paths: &[PathConfig], usual: &Place) -> Vec<PathPort> {
         name: path.name.clone(),
         place: Place::of(path, usual),
         socket: if path.interface.is_some() || path.local.is_some() { SocketId(n) } else { FIRST },
-        there: true,
+        bound: Bound { there: true, index: None },
         reopened: None,
     };
     paths.iter().zip(0..).map(port).collect()
+}
+
+/// The index of the interface that a socket there is bound to.
+fn index_of(place: &Place, links: &Links) -> Option<u32> {
+    links.get(place.ties.interface.as_ref()?).copied()
 }
 
 /// Whether the error may pass: an uplink that is not there yet, or has no such address yet.
@@ -93,8 +116,13 @@ pub(super) fn in_words(error: &BindError) -> String {
     }
 }
 
+/// The machine's interfaces: the index that each name has.
+type Links = BTreeMap<String, u32>;
+
 pub(super) struct Ports {
     usual: Place,
+    /// Of a link without paths.
+    bound: Bound,
     /// What is asked of each socket.
     wish: UdpOffloads,
     /// The traffic class of what is not user data.
@@ -106,41 +134,104 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// Opens the first socket, where config says, else anywhere; or one for each path's uplink. An uplink that is not there is none of
-    /// the errors as long as there is another.
+    /// Opens the first socket, where config says, else anywhere; or one for each path's uplink. An interface or address that is not
+    /// there is none of the errors: [`Ports::sync`] opens the socket when it comes.
     ///
     /// # Errors
     /// As [`BindError`] says.
-    pub(super) fn open(config: &Config, wish: UdpOffloads) -> Result<(Ports, Vec<Opened>), RunError> {
+    pub(super) fn open(config: &Config, wish: UdpOffloads, links: &Links) -> Result<(Ports, Vec<Opened>), RunError> {
         let usual = Place::usual(config);
         let paths = path_ports(&config.paths, &usual);
-        let mut ports = Ports { usual, wish, class: config.local.dscp.own(), open: vec![FIRST], paths };
+        let class = config.local.dscp.own();
+        let mut ports = Ports { usual, bound: Bound::default(), wish, class, open: vec![FIRST], paths };
         let opened = match ports.paths.is_empty() {
-            true => vec![(FIRST, ports.bind(&ports.usual)?)],
-            false => ports.open_paths()?,
+            true => ports.open_first(links)?,
+            false => ports.open_paths(links)?,
         };
         Ok((ports, opened))
     }
 
-    fn open_paths(&mut self) -> Result<Vec<Opened>, RunError> {
-        let (mut opened, mut missing) = (Vec::new(), Vec::new());
-        for way in (0..self.paths.len()).filter(|way| self.has_own(*way)) {
-            match self.bind(&self.paths[way].place) {
-                Ok(socket) => opened.push((self.paths[way].socket, socket)),
-                Err(error) if may_pass(&error) => missing.push((way, error)),
-                Err(source) => return Err(RunError::Path { path: self.paths[way].name.clone(), source }),
+    fn open_first(&mut self, links: &Links) -> Result<Vec<Opened>, RunError> {
+        let socket = self.bind(&self.usual);
+        self.bound = Bound { there: socket.is_ok(), index: index_of(&self.usual, links) };
+        match socket {
+            Ok(socket) => Ok(vec![(FIRST, socket)]),
+            Err(error) if may_pass(&error) => {
+                warn!("{error}; waiting until it is there");
+                Ok(Vec::new())
             }
+            Err(error) => Err(error.into()),
         }
-        for (way, source) in missing {
+    }
+
+    fn open_paths(&mut self, links: &Links) -> Result<Vec<Opened>, RunError> {
+        let mut opened = Vec::new();
+        for way in self.with_own() {
+            let socket = self.bind(&self.paths[way].place);
             let path = &mut self.paths[way];
-            if opened.is_empty() {
-                return Err(RunError::Path { path: path.name.clone(), source });
+            path.bound = Bound { there: socket.is_ok(), index: index_of(&path.place, links) };
+            match socket {
+                Ok(socket) => opened.push((path.socket, socket)),
+                Err(error) if may_pass(&error) => {
+                    warn!("path {} is not there yet, and is tried again: {}", path.name, in_words(&error));
+                }
+                Err(source) => return Err(RunError::Path { path: path.name.clone(), source }),
             }
-            path.there = false;
-            warn!("path {} is not there yet, and is tried again: {}", path.name, in_words(&source));
         }
         self.warn_of_strict_filters();
         Ok(opened)
+    }
+
+    /// Opens what was waited for, now that these interfaces are there, and what is bound to an interface that was made anew.
+    pub(super) fn sync(&mut self, links: &Links) -> Vec<Opened> {
+        if self.paths.is_empty() {
+            let (place, mut bound) = (self.usual.clone(), self.bound);
+            let opened = self.sync_one("the link's socket", &place, &mut bound, links);
+            self.bound = bound;
+            return opened.map(|socket| (FIRST, socket)).into_iter().collect();
+        }
+        let mut opened = Vec::new();
+        for way in self.with_own() {
+            let path = &self.paths[way];
+            let (name, place, mut bound) = (format!("path {}", path.name), path.place.clone(), path.bound);
+            let socket = self.sync_one(&name, &place, &mut bound, links);
+            self.paths[way].bound = bound;
+            opened.extend(socket.map(|socket| (self.paths[way].socket, socket)));
+        }
+        opened
+    }
+
+    fn sync_one(&self, what: &str, place: &Place, bound: &mut Bound, links: &Links) -> Option<UdpSocket> {
+        let index = index_of(place, links);
+        if let (Some(interface), None) = (&place.ties.interface, index) {
+            if std::mem::take(bound).there {
+                warn!("{what} waits until interface {interface} is there again");
+            }
+            return None;
+        }
+        if bound.there && bound.index == index {
+            return None;
+        }
+        match self.bind(place) {
+            Ok(socket) => {
+                *bound = Bound { there: true, index };
+                info!("{what} is bound again: {}", place.in_words());
+                Some(socket)
+            }
+            Err(error) => {
+                debug!("{what} cannot be bound yet: {error}");
+                None
+            }
+        }
+    }
+
+    /// The sockets whose datagrams leave as the routing table says.
+    pub(super) fn untied(&self) -> Vec<SocketId> {
+        if self.paths.is_empty() {
+            return if self.usual.ties.interface.is_none() { self.open.clone() } else { Vec::new() };
+        }
+        let free = |way: &usize| self.paths[*way].place.ties.interface.is_none();
+        self.with_own().into_iter().filter(free).map(|way| self.paths[way].socket).collect()
     }
 
     /// A strict reverse path filter (RFC 3704) lets in what the peer sends at the one interface alone that the route to it goes by.
@@ -154,6 +245,11 @@ impl Ports {
                 );
             }
         }
+    }
+
+    /// The paths that are the first to go by their sockets.
+    fn with_own(&self) -> Vec<usize> {
+        (0..self.paths.len()).filter(|way| self.has_own(*way)).collect()
     }
 
     /// Whether the path is the first that goes by its socket.
@@ -211,7 +307,7 @@ impl Ports {
         self.paths[first].reopened = Some(now);
         let bound = self.bind(&self.paths[first].place);
         let path = &mut self.paths[first];
-        let was_there = std::mem::replace(&mut path.there, !bound.as_ref().is_err_and(may_pass));
+        let was_there = std::mem::replace(&mut path.bound.there, !bound.as_ref().is_err_and(may_pass));
         match &bound {
             Ok(_) if !was_there => info!("path {} is there now", path.name),
             Err(error) if may_pass(error) && was_there => {
@@ -223,10 +319,14 @@ impl Ports {
         Some((path.socket, bound.ok()?))
     }
 
-    /// Opens another of the same families and address, at a port of the kernel's choice.
-    pub(super) fn open_another(&self) -> Result<UdpSocket, BindError> {
+    /// Opens another of the same families and address, at a port of the kernel's choice. `None` while the interface or address it
+    /// belongs to is waited for.
+    pub(super) fn open_another(&self) -> Result<Option<UdpSocket>, BindError> {
+        if !self.bound.there {
+            return Ok(None);
+        }
         let address = self.usual.address.map(|address| SocketAddr::new(address.ip(), 0));
-        self.bind(&Place { address, ..self.usual.clone() })
+        self.bind(&Place { address, ..self.usual.clone() }).map(Some)
     }
 
     /// A number for another socket, and the one that must make room for it, which is never `used` nor the one that
@@ -285,7 +385,13 @@ mod tests {
     }
 
     fn open(listen: Option<SocketAddr>, paths: Vec<PathConfig>) -> Result<(Ports, Vec<Opened>), RunError> {
-        Ports::open(&config(listen, paths), UdpOffloads::ALL)
+        Ports::open(&config(listen, paths), UdpOffloads::ALL, &links())
+    }
+
+    /// The interfaces of the calling thread's network.
+    fn links() -> Links {
+        let interfaces = nix::net::if_::if_nameindex().unwrap();
+        interfaces.iter().map(|found| (found.name().to_string_lossy().into_owned(), found.index())).collect()
     }
 
     fn plain(listen: Option<SocketAddr>) -> (Ports, UdpSocket) {
@@ -331,7 +437,7 @@ mod tests {
     #[test]
     fn another_port_is_another_port() {
         let (ports, first) = plain(Some(LISTEN));
-        let second = ports.open_another().unwrap();
+        let second = ports.open_another().unwrap().unwrap();
         let (first, second) = (first.local_addr().unwrap(), second.local_addr().unwrap());
         assert_eq!(first.ip(), second.ip());
         assert_ne!(first.port(), second.port());
@@ -407,9 +513,18 @@ mod tests {
             let (_, second) = ports.reopen(at(40), 0).unwrap();
             assert_eq!(first.local_addr().unwrap(), second.local_addr().unwrap());
 
+            let (mut none, opened) =
+                open(port, vec![path("a", "wwan7", ""), path("b", "wwan9", "192.0.2.99")]).unwrap();
+            assert!(opened.is_empty() && none.sync(&links()).is_empty());
+            shell("ip link add wwan7 type veth peer name wwan9; ip addr add 192.0.2.99/32 dev wwan9");
+            assert_eq!(addresses(&none.sync(&links())), [(0, "[::]:7311".into()), (1, "192.0.2.99:7311".into())]);
+            assert!(none.sync(&links()).is_empty());
+            shell("ip link del wwan7");
+            assert!(none.sync(&links()).is_empty());
+            shell("ip link add wwan7 type veth peer name wwan8");
+            assert_eq!(addresses(&none.sync(&links())), [(0, "[::]:7311".into())]);
+
             let said = |paths| open(port, paths).err().unwrap().to_string();
-            let none = said(vec![path("lte", "wwan7", ""), path("old", "wwan8", "")]);
-            assert!(none.contains("path lte: this machine has no interface wwan7"), "{none}");
             let taken = said(vec![path("gone", "wwan7", ""), path("dsl", "wan1", "")]);
             assert!(taken.contains("path dsl: UDP port 7311 is in use"), "{taken}");
         });

@@ -266,6 +266,11 @@ impl Dataplane {
         self.sockets.iter().map(|(id, _)| *id)
     }
 
+    /// The UDP ports they are bound to.
+    pub fn local_ports(&self) -> std::collections::BTreeSet<u16> {
+        self.sockets.iter().filter_map(|(_, socket)| Some(socket.local_addr().ok()?.port())).collect()
+    }
+
     /// Closes a socket, as soon as both loops have let go of it.
     pub fn remove_socket(&mut self, id: SocketId) {
         self.sockets.close(id);

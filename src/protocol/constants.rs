@@ -188,6 +188,9 @@ pub const CANDIDATE_SPACING: Duration = Duration::from_secs(1);
 /// A candidate that proved needless is left alone this long.
 pub const CANDIDATE_IGNORE: Duration = Duration::from_secs(10);
 
+/// For so long after this machine's routes have left an own address, what still comes to it does not bring the link back to it.
+pub const LEFT_ADDRESS: Duration = Duration::from_secs(5);
+
 /// Each notice of a stranger, a cause or a mismatch is given at most this often.
 pub const NOTICE_SPACING: Duration = Duration::from_secs(60);
 

@@ -4,19 +4,27 @@
 //! done. It keeps no record of what it did: addresses and routes die with their interface, and a TUN dies with its file
 //! descriptor, so closing the device is the undo.
 
-mod rules;
+pub mod monitor;
+pub mod own;
+pub mod rules;
+pub mod view;
 
 use std::fmt::{self, Display};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use futures_util::TryStreamExt;
 use nix::errno::Errno;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric};
-use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection};
+use rtnetlink::{
+    AddressMessageBuilder, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder, new_connection_with_strict_check,
+};
 
 /// A change of the kernel's tables, or a question to them, that failed: what was being done, why it failed and, where the
 /// cause has a usual meaning, what that is.
@@ -33,10 +41,15 @@ impl NetlinkError {
         self.source.kind()
     }
 
-    /// Something that is to be used is in use.
+    /// What failed, and what the system said.
     #[must_use]
-    pub fn taken(action: String) -> NetlinkError {
-        NetlinkError { action, source: io::Error::from_raw_os_error(Errno::EEXIST as i32) }
+    pub fn new(action: String, source: io::Error) -> NetlinkError {
+        NetlinkError { action, source }
+    }
+
+    /// Whether it is this one.
+    fn is(&self, errno: Errno) -> bool {
+        self.source.raw_os_error() == Some(errno as i32)
     }
 }
 
@@ -85,10 +98,10 @@ pub struct Netlink {
     handle: Handle,
     /// How [`Netlink::route_to`] looks at the tables: as a packet with this mark …
     mark: Option<u32>,
-    /// … that can leave by this interface alone.
+    /// … that can leave by this interface alone …
     out: Option<u32>,
-    /// Where default routes go; `None` is the main table.
-    defaults: Option<u32>,
+    /// … and comes from this UDP port; 0 where that is not known.
+    port: Arc<AtomicU16>,
 }
 
 impl Netlink {
@@ -101,16 +114,21 @@ impl Netlink {
     /// # Panics
     /// Outside a tokio runtime, as [`tokio::spawn`] does.
     pub fn open() -> io::Result<Self> {
-        let (connection, handle, _unasked_for) = new_connection()?;
+        let (connection, handle, _unasked_for) = new_connection_with_strict_check()?;
         tokio::spawn(connection);
-        Ok(Self { handle, mark: None, out: None, defaults: None })
+        Ok(Self { handle, mark: None, out: None, port: Arc::default() })
     }
 
-    /// The same, which looks for routes as a packet with this mark does that can leave by the interface `out` alone, and keeps
-    /// default routes in the table of the mark's number: the other half of [`Netlink::add_rules`].
+    /// The same, which looks for routes as a packet with this mark does that can leave by the interface `out` alone.
     #[must_use]
     pub fn seen_by(self, mark: Option<u32>, out: Option<u32>) -> Self {
-        Self { mark, out, defaults: mark, ..self }
+        Self { mark, out, ..self }
+    }
+
+    /// From now on this, and all that were cloned from it, look for routes as a UDP datagram from this port does, which rules may go by
+    /// ([`rules`]).
+    pub fn set_port(&self, port: u16) {
+        self.port.store(port, Ordering::Relaxed);
     }
 
     /// The same, which looks for routes as what can leave by this interface alone does.
@@ -242,6 +260,15 @@ impl Netlink {
         self.change(message, || format!("setting the queue length of interface {index}")).await
     }
 
+    /// Puts an interface in a group, by which rules and firewalls can know it (`man 8 ip-link`, `group`).
+    ///
+    /// # Errors
+    /// If the interface is gone or the caller lacks CAP_NET_ADMIN.
+    pub async fn set_group(&self, index: u32, group: u32) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::Group(group)).build();
+        self.change(message, || format!("setting the group of interface {index}")).await
+    }
+
     /// Brings an interface administratively up.
     ///
     /// # Errors
@@ -251,8 +278,8 @@ impl Netlink {
         self.change(message, || format!("bringing interface {index} up")).await
     }
 
-    /// Sends a network into an interface, without a next hop, in the main table unless [`Netlink::seen_by`] says otherwise. `metric` is the route's priority, lower
-    /// wins; without one the kernel's default holds (0 for IPv4, 1024 for IPv6).
+    /// Sends a network into an interface, without a next hop, in the main table. `metric` is the route's priority, lower wins; without
+    /// one the kernel's default holds (0 for IPv4, 1024 for IPv6).
     ///
     /// # Errors
     /// `EEXIST` if the same network with the same metric already has a route; `EINVAL` if the network has bits set beyond its
@@ -265,28 +292,14 @@ impl Netlink {
         metric: Option<u32>,
     ) -> Result<(), NetlinkError> {
         let action = || format!("adding route {network}/{prefix_len} to interface {index}");
-        let message = route_message(index, network, prefix_len, metric, self.defaults, action)?;
-        done(self.handle.route().add(message).execute().await, action)
-    }
-
-    /// Takes such a route away. That it is not there is none of the errors: the kernel drops routes on its own when an interface goes
-    /// down.
-    ///
-    /// # Errors
-    /// If the caller lacks CAP_NET_ADMIN.
-    pub async fn del_route(
-        &self,
-        index: u32,
-        network: IpAddr,
-        prefix_len: u8,
-        metric: Option<u32>,
-    ) -> Result<(), NetlinkError> {
-        let action = || format!("removing route {network}/{prefix_len} from interface {index}");
-        let message = route_message(index, network, prefix_len, metric, self.defaults, action)?;
-        match done(self.handle.route().del(message).execute().await, action) {
-            Err(error) if error.source.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
-            result => result,
+        let mut route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(network, prefix_len)
+            .map_err(|e| invalid(e, action))?
+            .output_interface(index);
+        if let Some(metric) = metric {
+            route = route.priority(metric);
         }
+        done(self.handle.route().add(route.build()).execute().await, action)
     }
 
     /// Has the kernel notice now that an interface's carrier came or went, as far as routes go by it. By itself it does so
@@ -310,13 +323,13 @@ impl Netlink {
     pub async fn route_to(&self, peer: IpAddr) -> Result<Route, NetlinkError> {
         let peer = peer.to_canonical();
         let action = || format!("looking for the route to {peer}");
-        let host = if peer.is_ipv4() { 32 } else { 128 };
-        let mut query = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(peer, host)
-            .map_err(|e| invalid(e, action))?
-            .build();
+        let mut query = route_query(peer);
         query.attributes.extend(self.mark.map(RouteAttribute::Mark));
         query.attributes.extend(self.out.map(RouteAttribute::Oif));
+        let port = self.port.load(Ordering::Relaxed);
+        if port != 0 {
+            query.attributes.extend([RouteAttribute::IpProto(libc::IPPROTO_UDP as u8), RouteAttribute::Sport(port)]);
+        }
         query.header.flags |= RouteFlags::FibMatch;
         let found = self.handle.route().get(query).execute().try_next().await;
         let entry = one(found, action)?;
@@ -373,25 +386,14 @@ impl Netlink {
     }
 }
 
-fn route_message(
-    index: u32,
-    network: IpAddr,
-    prefix_len: u8,
-    metric: Option<u32>,
-    defaults: Option<u32>,
-    action: impl Fn() -> String,
-) -> Result<RouteMessage, NetlinkError> {
-    let mut route = RouteMessageBuilder::<IpAddr>::new()
-        .destination_prefix(network, prefix_len)
-        .map_err(|e| invalid(e, action))?
-        .output_interface(index);
-    if let Some(metric) = metric {
-        route = route.priority(metric);
-    }
-    if let Some(table) = defaults.filter(|_| prefix_len == 0) {
-        route = route.table_id(table);
-    }
-    Ok(route.build())
+/// A question for the route to an address. What a route has and a question has not is left at 0, which the kernel insists on.
+fn route_query(to: IpAddr) -> RouteMessage {
+    let mut query = RouteMessage::default();
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    (query.header.address_family, query.header.destination_prefix_length) =
+        (family, if to.is_ipv4() { 32 } else { 128 });
+    query.attributes.push(RouteAttribute::Destination(to.into()));
+    query
 }
 
 /// The (interface, gateway) pairs of a route: one, or several where it is spread over paths.
@@ -459,14 +461,14 @@ fn invalid(error: impl std::error::Error + Send + Sync + 'static, action: impl F
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::sys::netns::NetNs;
     use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
     use std::net::UdpSocket;
     use std::time::Duration;
 
-    fn in_own_network(test: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn in_own_network(test: impl Future<Output = ()> + Send + 'static) {
         crate::sys::testing::in_own_network(|| runtime().block_on(test));
     }
 
@@ -586,7 +588,7 @@ mod tests {
 
     /// What the kernel would use for a socket: the resolved route, PMTU exceptions and all.
     async fn kernels_path_mtu(netlink: &Netlink) -> Option<u32> {
-        let query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(Ipv4Addr::new(192, 0, 2, 2), 32).build();
+        let query = route_query(ip("192.0.2.2"));
         // The message may still be on its way through the softirq.
         for _ in 0..100 {
             let mut found = Box::pin(netlink.handle.route().get(query.clone()).execute());

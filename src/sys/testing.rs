@@ -23,3 +23,10 @@ pub(crate) fn shell(command: &str) {
     let status = std::process::Command::new("sh").args(["-c", command]).status().unwrap();
     assert!(status.success(), "{command}");
 }
+
+/// What a command prints that must succeed.
+pub(crate) fn output(command: &str) -> String {
+    let output = std::process::Command::new("sh").args(["-c", command]).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -279,7 +279,17 @@ impl Site {
         self.folder.path().join(format!("{}.toml", self.name))
     }
 
+    /// Starts it with these lines in `[link]` in place of its own.
+    pub fn start_with(&self, link: &str) -> End<'_> {
+        self.write_config_with(link);
+        self.start_as_it_is()
+    }
+
     fn write_config(&self) {
+        self.write_config_with(&self.link);
+    }
+
+    fn write_config_with(&self, link: &str) {
         let key = self.folder.path().join("key");
         if !key.exists() {
             self.key.write_file(&key).unwrap();
@@ -289,10 +299,8 @@ impl Site {
             true => format!("address = [\"{inner4}/30\", \"{inner6}/126\"]\n"),
             false => String::new(),
         };
-        let mut text = format!(
-            "[link]\ninterface = \"{}\"\n{address}{}\n[local]\nprivate_key = \"key\"\n",
-            self.interface, self.link
-        );
+        let mut text =
+            format!("[link]\ninterface = \"{}\"\n{address}{}\n[local]\nprivate_key = \"key\"\n", self.interface, link);
         if let Some(listen) = self.listen {
             text += &format!("listen = \"{listen}\"\n");
         }
@@ -437,7 +445,9 @@ impl End<'_> {
     }
 
     pub fn wait_for_state(&self, state: &str) {
-        wait_until(&format!("{} being {state}", self.site.name), PATIENCE, || self.status()["state"] == state);
+        wait_until(&format!("{} being {state}", self.site.name), PATIENCE, || {
+            self.answers() && self.status()["state"] == state
+        });
     }
 
     /// Waits until the log has a line with all of these words.

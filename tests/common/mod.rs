@@ -18,6 +18,7 @@ pub mod nic;
 pub mod pulse;
 pub mod relay;
 pub mod router;
+pub mod stray;
 pub mod udp;
 pub mod way;
 pub mod yard;

@@ -38,7 +38,12 @@ use crate::keys::PublicKey;
 use open::{Attempt, Opener};
 pub use output::{DownCause, Event, Output, Transmit};
 use path_mtu::Sizes;
-use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use thiserror::Error;
 use ways::Choice;
 
@@ -275,6 +280,8 @@ pub struct Link {
     /// When the silent peer was last asked whether it is there.
     asked: Option<Time>,
     keepalive: Keepalive,
+    /// An own address that this machine's routes have left, and until when nothing that still comes to it brings the link back to it.
+    left: Option<(IpAddr, Time)>,
     closing: Option<Closing>,
 }
 
@@ -319,6 +326,7 @@ impl Link {
             last_reports: [None; 2],
             asked: None,
             keepalive: Keepalive { checked: now, sealed: 0 },
+            left: None,
             closing: None,
             params,
         };
@@ -383,6 +391,28 @@ impl Link {
             attempt.unpin(path);
         }
         self.settle(now);
+    }
+
+    /// Hears that the routes of this machine lead to the peer by another uplink than before, for what is sent from `socket`: the own
+    /// address there is the routing table's to choose again, and the peer is told at once by a Report from the new one.
+    pub fn handle_route_change(&mut self, now: Time, socket: SocketId) {
+        let current = self.paths.current.filter(|current| current.socket == socket);
+        if let Some(local) = current.and_then(|current| current.local) {
+            self.left = Some((local, now + LEFT_ADDRESS));
+        }
+        let pinned = current.into_iter().chain(self.ways.own.answered().filter(|path| path.socket == socket));
+        for path in pinned.collect::<Vec<_>>() {
+            self.handle_send_failure(now, path);
+        }
+        if current.is_some() && self.closing.is_none() {
+            self.send_report(now);
+        }
+        self.settle(now);
+    }
+
+    /// Whether the routes have left the own address of a path for good just now.
+    fn has_left(&self, now: Time, path: Path) -> bool {
+        self.left.is_some_and(|(local, until)| path.local == Some(local) && now < until)
     }
 
     /// Lets time pass: whatever is due by `now` is done.

@@ -225,7 +225,9 @@ impl Link {
         if elsewhere || self.is_led(now) {
             // Where the line goes is not for the network to say.
         } else if current.peer == path.peer {
-            self.use_local(path);
+            if !self.has_left(now, path) {
+                self.use_local(path);
+            }
         } else if !self.ways.own.knows(path)
             && self.paths.is_candidate(now, path)
             && let (Ok(c1), Ok(c2)) = (self.entropy.bytes(), self.entropy.bytes())

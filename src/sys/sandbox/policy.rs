@@ -2,7 +2,7 @@
 //!
 //! | thread | capabilities | system calls beyond memory, locks, time, read, write and its own end |
 //! |---|---|---|
-//! | control | `CAP_NET_ADMIN`, or none where MTU and routes are fixed and nothing is marked | waiting, UDP sockets, datagrams, the interface's carrier, answering on the status socket and taking it away, opening files to read them where landlock says which |
+//! | control | `CAP_NET_ADMIN` | waiting, UDP sockets, datagrams, the interface's carrier, answering on the status socket and taking it away, opening files to read them where landlock says which |
 //! | egress loop | none | waiting, `readv` from the interface, sending |
 //! | ingress loop | none | waiting, `writev` to the interface, receiving |
 //! | helper that looks names up | none | all but those that run programs, look into others or reach deep into the kernel |
@@ -29,8 +29,6 @@ use libc::{
 pub enum Role {
     /// Everything of a link that waits.
     Control {
-        /// Whether it sets the interface's MTU, routes, or marks of sockets, while the link runs. The carrier takes no right but the descriptor.
-        configures: bool,
         /// Whether it reads its config again. Only where landlock holds: else it could read whatever its user can.
         reads: bool,
     },
@@ -44,8 +42,8 @@ pub enum Role {
 
 pub(super) fn capabilities(role: Role) -> &'static [Capability] {
     match role {
-        // It also takes a later socket's buffers beyond the system's limit, which is not worth keeping it for.
-        Role::Control { configures: true, .. } => &[Capability::CAP_NET_ADMIN],
+        // For addresses, routes, rules and the MTU, whenever another program has changed them, and for marks of later sockets.
+        Role::Control { .. } => &[Capability::CAP_NET_ADMIN],
         _ => &[],
     }
 }
