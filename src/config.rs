@@ -5,9 +5,12 @@
 //! business of [`crate::control`].
 
 mod check;
+mod choices;
 mod parse;
 mod report;
 mod schema;
+mod wireguard;
+mod wrong;
 
 use std::fmt;
 use std::fs;
@@ -18,10 +21,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::keys::{PresharedKey, PublicKey, SecretKey};
 use crate::packet::marks::Dscp;
+use crate::text::{self, NotText};
 pub use report::Problem;
 use report::{Report, Source};
 
@@ -98,7 +102,7 @@ pub enum Fallback {
 }
 
 /// When the interface has a carrier: what it is to an Ethernet card that a cable is plugged in, and to routing that a line is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Carrier {
     /// While both ends hear each other.
@@ -108,8 +112,7 @@ pub enum Carrier {
 }
 
 /// What the link carries.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Layer {
     /// IP packets.
     #[default]
@@ -230,27 +233,22 @@ pub struct CryptoConfig {
 }
 
 /// Which AEAD to use for data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CipherChoice {
     /// The faster one on this machine.
-    #[serde(rename = "auto")]
     Auto,
     /// AES-256-GCM.
-    #[serde(rename = "aes-256-gcm")]
     Aes256Gcm,
     /// ChaCha20-Poly1305.
-    #[serde(rename = "chacha20-poly1305")]
     ChaCha20Poly1305,
 }
 
 /// What happens to the inner packets' L4 checksums. Accepted already; acts once the fast path does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksum {
     /// Left to the far end's kernel where the packet came without one: the AEAD protects it on the way.
-    #[serde(rename = "partial")]
     Partial,
     /// Always filled in before sending.
-    #[serde(rename = "full")]
     Full,
 }
 
@@ -342,7 +340,7 @@ impl Config {
     /// As [`Config::load`].
     pub fn from_text(path: &Path, text: &str) -> Result<(Self, Vec<Warning>), ConfigError> {
         let source = Source { path, text };
-        let file = toml::from_str(text).map_err(|error| source.at(error.span().unwrap_or(0..0), wrong_toml(&error)))?;
+        let file = toml::from_str(text).map_err(|error| wrong::report(&source, &error))?;
         let (config, warnings) = check::check(&source, file)?;
         Ok((config, warnings.into_iter().map(Warning).collect()))
     }
@@ -354,8 +352,10 @@ fn read_text(path: &Path) -> Result<String, Problem> {
         io::ErrorKind::NotFound => {
             Problem::new("there is no such config file", "check the path, or make one with `tieline init`")
         }
-        io::ErrorKind::InvalidData => Problem::new("the file is not text (UTF-8)", "name a TOML file"),
-        _ => Problem::new(format!("cannot read the file: {error}"), "check who may read the file and its folders"),
+        _ => Problem::new(
+            format!("cannot read the file: {}", crate::os_error::in_words(&error)),
+            "check who may read the file and its folders",
+        ),
     };
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
@@ -367,31 +367,14 @@ fn read_text(path: &Path) -> Result<String, Problem> {
             "name a TOML file, such as `tieline init` writes",
         ));
     }
-    let text = fs::read_to_string(path).map_err(unreadable)?;
-    // A byte order mark is no character of the first line.
-    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
-}
-
-/// Words of serde and toml, and what they are to someone who writes a config file.
-const PLAIN_WORDS: [(&str, &str); 8] = [
-    ("unknown field", "unknown key"),
-    ("unknown variant", "unknown value"),
-    ("invalid type: sequence", "invalid type: list"),
-    ("expected a sequence", "expected a list, as in [\"…\"]"),
-    ("expected a string", "expected text between quotes"),
-    ("wanted string or table", "invalid type, expected text between quotes"),
-    ("expected a boolean", "expected true or false"),
-    ("expected u32", "expected a whole number, at least 0"),
-];
-
-/// toml says `invalid this, expected that`: the first half is what is wrong, the second what to do.
-fn wrong_toml(error: &toml::de::Error) -> Problem {
-    let plain = |message: String, (theirs, ours): (&str, &str)| message.replace(theirs, ours);
-    let message = PLAIN_WORDS.into_iter().fold(error.message().to_owned(), plain);
-    match message.split_once(", expected ") {
-        Some((what, expected)) => Problem::new(what, format!("expected {expected}")),
-        None => Problem::new(message, "see the comments in the files that `tieline init` writes"),
-    }
+    let bytes = fs::read(path).map_err(unreadable)?;
+    text::utf8(&bytes).map(str::to_owned).map_err(|wrong| match wrong {
+        NotText::Utf16(name) => Problem::new(
+            "the file is UTF-16 text, and a config is UTF-8",
+            format!("save it as UTF-8 in your editor, or with `iconv -f {name} -t UTF-8 OLD > NEW`"),
+        ),
+        NotText::Unknown => Problem::new("the file is not text (UTF-8)", "name a TOML file"),
+    })
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod keys;
+mod os_error;
 pub mod packet;
 pub mod protocol;
 pub mod sys;
+mod text;

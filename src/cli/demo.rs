@@ -66,7 +66,7 @@ enum DemoError {
     #[error("making keys: {0}")]
     Key(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Anything else the machine refused.
-    #[error("{action}: {source}")]
+    #[error("{action}: {}", crate::os_error::in_words(source))]
     Io {
         /// What was being done.
         action: String,

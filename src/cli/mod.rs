@@ -330,7 +330,9 @@ fn wrong_words(error: &clap::Error) -> ExitCode {
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| Failure::failed(format!("cannot write the output: {error}"), "see where it goes"))
+    written.map_err(|error| {
+        Failure::failed(format!("cannot write the output: {}", crate::os_error::in_words(&error)), "see where it goes")
+    })
 }
 
 /// A path as one word of a shell command, for commands that are shown to be copied.

@@ -41,10 +41,12 @@ fn from_stdin() -> Result<SecretKey, Failure> {
             Err(error) => return Err(unreadable(&error)),
         }
     }
-    let text = std::str::from_utf8(&buffer[..len]).map_err(|error| unreadable(&error))?;
-    Ok(SecretKey::parse_file_text(text, Path::new("standard input"))?)
+    Ok(SecretKey::parse_file_bytes(&buffer[..len], Path::new("standard input"))?)
 }
 
-fn unreadable(error: &dyn std::error::Error) -> Failure {
-    Failure::failed(format!("cannot read standard input: {error}"), "name the key file: `tieline pubkey FILE`")
+fn unreadable(error: &io::Error) -> Failure {
+    Failure::failed(
+        format!("cannot read standard input: {}", crate::os_error::in_words(error)),
+        "name the key file: `tieline pubkey FILE`",
+    )
 }

@@ -35,7 +35,10 @@ fn one(link: &Path, json: bool) -> Result<bool, Failure> {
 fn all(json: bool) -> Result<bool, Failure> {
     let run_dir = status::run_dir();
     let interfaces = status::running(&run_dir).map_err(|error| {
-        Failure::failed(format!("cannot read {}: {error}", run_dir.display()), "see who may read that folder")
+        Failure::failed(
+            format!("cannot read {}: {}", run_dir.display(), crate::os_error::in_words(&error)),
+            "see who may read that folder",
+        )
     })?;
     let mut answers = Vec::new();
     let mut all_up = !interfaces.is_empty();
@@ -72,7 +75,10 @@ fn ask(interface: &str) -> Result<Answer, Failure> {
                 (NOT_UP, "start it with `tieline up FILE`; `tieline status` lists what runs")
             }
             AskError::Forbidden { .. } => (FAILED, "ask as root: sudo tieline status"),
-            AskError::Silent { .. } => (FAILED, "see its log; if it hangs, end it and start it again"),
+            AskError::Silent { .. } => (
+                FAILED,
+                "see its log, and whether it is stopped (state T in `ps`); if it hangs, end it and start it again",
+            ),
         };
         Failure { code, text: format!("{error}\nhelp: {help}") }
     })?;

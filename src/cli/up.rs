@@ -30,7 +30,11 @@ pub(super) const HOOKS: &str = "run-hooks";
 pub(super) fn run_hooks() -> ExitCode {
     match control::serve_hooks() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => Failure::failed(format!("running hooks: {error}"), "`tieline up` starts this by itself").report(),
+        Err(error) => Failure::failed(
+            format!("running hooks: {}", crate::os_error::in_words(&error)),
+            "`tieline up` starts this by itself",
+        )
+        .report(),
     }
 }
 
@@ -38,18 +42,21 @@ pub(super) fn run_hooks() -> ExitCode {
 pub(super) fn resolve_names(args: &NamesArgs) -> ExitCode {
     match control::serve_names(&User::of(args.uid, args.gid)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            Failure::failed(format!("looking names up: {error}"), "`tieline up` starts this by itself").report()
-        }
+        Err(error) => Failure::failed(
+            format!("looking names up: {}", crate::os_error::in_words(&error)),
+            "`tieline up` starts this by itself",
+        )
+        .report(),
     }
 }
 
 fn up(args: &UpArgs) -> Result<(), Failure> {
     // Before there is a key in it.
     if let Err(error) = sandbox::keep_memory_private() {
-        warn!("a crash may leave keys in a core dump: {error}");
+        warn!("a crash may leave keys in a core dump: {}", crate::os_error::in_words(&error));
     }
     if let Err(error) = memory::lock() {
+        let error = crate::os_error::in_words(&error);
         warn!("keys may be swapped to disk: {error}; 64 KB of locked memory would do (ulimit -l, LimitMEMLOCK=)");
     }
     let (config, warnings) = leaving_no_trace(|| Config::load(&args.file))?;

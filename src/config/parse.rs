@@ -189,11 +189,13 @@ fn is_ipv4_or_name(host: &str) -> bool {
 pub(super) fn address(text: &str) -> Result<IpNet, Problem> {
     let network = network_of(text, if text.contains(':') { "/126" } else { "/30" })?;
     let (ip, prefix) = (network.addr(), network.prefix_len());
-    if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || prefix == 0 {
-        return Err(Problem::new(
-            format!("`{text}` cannot be the address of an interface"),
-            "take a private address that neither site uses, such as \"10.99.0.1/30\"",
-        ));
+    let help = "take a private address that neither site uses, such as \"10.99.0.0/31\"";
+    // A link-local one is for the link itself, and some put it there.
+    if let Some((_, why)) = special(&ip.into()).filter(|(_, why)| *why != LINK_LOCAL) {
+        return Err(Problem::new(format!("`{text}` cannot be the address of an interface: {why}"), help));
+    }
+    if prefix == 0 {
+        return Err(Problem::new(format!("`{text}` cannot be the address of an interface"), help));
     }
     // IPv4 keeps the first and last address of a network for itself, except in /31 (RFC 3021) and /32.
     if let IpNet::V4(v4) = network
@@ -223,7 +225,40 @@ pub(super) fn route(text: &str) -> Result<IpNet, Problem> {
             ),
         ));
     }
+    if let Some((_, why)) = special(&network) {
+        return Err(Problem::new(
+            format!("`{text}` cannot be behind the other end: {why}"),
+            "take it out: `routes` lists the networks behind the other end",
+        ));
+    }
     Ok(network)
+}
+
+const LOOPBACK: &str = "these addresses are this machine's own (loopback)";
+const MULTICAST: &str = "these are multicast addresses, which no route leads to";
+const LINK_LOCAL: &str = "these addresses hold on one wire alone (link-local)";
+const RESERVED: &str = "these addresses are reserved, and hosts do not have them";
+const THIS_NETWORK: &str = "these addresses mean \"this network\", and no host has them";
+const MAPPED: &str = "these are IPv4 addresses, which are written as such";
+
+/// What no host at another site has (RFC 6890; the registries of special-purpose addresses).
+const SPECIAL: [(&str, &str); 11] = [
+    ("0.0.0.0/8", THIS_NETWORK),
+    ("127.0.0.0/8", LOOPBACK),
+    ("169.254.0.0/16", LINK_LOCAL),
+    ("224.0.0.0/4", MULTICAST),
+    ("240.0.0.0/4", RESERVED),
+    ("224.0.0.0/3", RESERVED),
+    ("::/128", THIS_NETWORK),
+    ("::1/128", LOOPBACK),
+    ("::ffff:0:0/96", MAPPED),
+    ("fe80::/10", LINK_LOCAL),
+    ("ff00::/8", MULTICAST),
+];
+
+/// The first of those that all of a network lies in. A default route lies in none.
+fn special(network: &IpNet) -> Option<(&'static str, &'static str)> {
+    SPECIAL.into_iter().find(|(range, _)| range.parse::<IpNet>().is_ok_and(|range| range.contains(network)))
 }
 
 /// `address/prefix`; `usual` is suggested where the prefix is missing.

@@ -41,13 +41,21 @@ impl Source<'_> {
         let end = floor_char_boundary(self.text, span.end).max(start);
         let line_start = self.text[..start].rfind('\n').map_or(0, |newline| newline + 1);
         let line_end = self.text[start..].find('\n').map_or(self.text.len(), |newline| start + newline);
+        let (line, column) = self.place(start);
         let spot = Spot {
-            line: self.text[..start].matches('\n').count() + 1,
-            column: self.text[line_start..start].chars().count() + 1,
+            line,
+            column,
             width: self.text[start..end.min(line_end)].chars().count().max(1),
             text: self.text[line_start..line_end].trim_end().to_owned(),
         };
         Report { path: self.path.to_owned(), spot: Some(spot), problem }
+    }
+
+    /// Line and column of a byte of the text, both from 1.
+    pub fn place(&self, at: usize) -> (usize, usize) {
+        let at = floor_char_boundary(self.text, at);
+        let line_start = self.text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+        (self.text[..at].matches('\n').count() + 1, self.text[line_start..at].chars().count() + 1)
     }
 }
 

@@ -35,6 +35,7 @@ fn good(old: &str, new: &str) -> Config {
 /// The warning that all have because the base has a published key is left out.
 #[test]
 fn each_mistake_is_shown_as_in_cases_txt() {
+    let mut wrong = Vec::new();
     for case in include_str!("cases.txt").trim_end().split("\n===\n") {
         let (old, rest) = case.split_once("\n---\n").unwrap();
         let (new, expected) = rest.split_once("\n>>>\n").unwrap();
@@ -45,8 +46,34 @@ fn each_mistake_is_shown_as_in_cases_txt() {
                 warnings.filter(|text| !text.contains("tieline publishes")).collect()
             }
         };
-        assert_eq!(shown, expected, "in the case of\n{new}");
+        if shown != expected {
+            wrong.push(format!("in the case of\n{new}\nexpected\n{expected}\nshown\n{shown}\n"));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_file_in_utf_16_is_told_so_and_a_byte_order_mark_is_skipped() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hq.toml");
+    let text = BASE.replace("hq.key", &std::path::absolute("keys/hq.key").unwrap().to_string_lossy());
+    let units = |mark: &str, bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
+        format!("{mark}{text}").encode_utf16().flat_map(bytes).collect()
+    };
+    for (bytes, name) in [
+        (units("\u{feff}", u16::to_le_bytes), "UTF-16"),
+        (units("\u{feff}", u16::to_be_bytes), "UTF-16"),
+        (units("", u16::to_le_bytes), "UTF-16LE"),
+        (units("", u16::to_be_bytes), "UTF-16BE"),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        let error = Config::load(&path).unwrap_err().to_string();
+        assert!(error.starts_with("the file is UTF-16 text, and a config is UTF-8\n"), "{error}");
+        assert!(error.contains(&format!("`iconv -f {name} -t UTF-8 ")), "{error}");
+    }
+    fs::write(&path, format!("\u{feff}{text}")).unwrap();
+    Config::load(&path).unwrap();
 }
 
 #[test]

@@ -151,5 +151,5 @@ fn close_thread(role: Role) -> io::Result<()> {
 
 /// What was asked of the kernel, or a word that the link goes on without.
 fn held<T>(what: &str, result: io::Result<T>) -> Option<T> {
-    result.inspect_err(|error| warn!("the sandbox goes without {what}: {error}")).ok()
+    result.inspect_err(|error| warn!("the sandbox goes without {what}: {}", crate::os_error::in_words(error))).ok()
 }

@@ -15,6 +15,7 @@ use super::{RunError, clock, keys};
 use crate::config::PathConfig;
 use crate::dataplane::{Dataplane, Mailbox, Message};
 use crate::keys::secret::leaving_no_trace;
+use crate::os_error::in_words;
 use crate::protocol::control::State;
 use crate::protocol::{Event, Input, Link, Output, Path, SocketId, Time, Transmit};
 use crate::sys::memory;
@@ -283,7 +284,7 @@ impl Driver {
         if self.line.sets_carrier()
             && let Err(error) = self.dataplane.set_carrier(on)
         {
-            warn!("the interface's carrier stays as it was: {error}");
+            warn!("the interface's carrier stays as it was: {}", in_words(&error));
         }
         self.state.carrier_set = Some(now);
         self.wanted.send_if_modified(|told| std::mem::replace(&mut told.on, on) != on);
@@ -415,7 +416,7 @@ impl Driver {
         }
         match self.dataplane.add_socket(id, socket) {
             Ok(()) => self.link.handle_socket(now, id),
-            Err(error) => warn!("staying with the UDP port there is: {error}"),
+            Err(error) => warn!("staying with the UDP port there is: {}", in_words(&error)),
         }
         self.tell_ports();
     }
@@ -431,7 +432,7 @@ impl Driver {
         if let Some((id, socket)) = self.ports.reopen(now, way)
             && let Err(error) = self.dataplane.add_socket(id, socket)
         {
-            warn!("staying with the UDP port there is: {error}");
+            warn!("staying with the UDP port there is: {}", in_words(&error));
         }
         self.tell_ports();
     }

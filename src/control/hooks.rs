@@ -215,7 +215,9 @@ async fn listen(helper: OwnedReadHalf) {
         match (&mut helper).take(LONGEST).read_line(&mut line).await {
             Ok(1..) => log(&line),
             Ok(0) => return,
-            Err(error) => return error!("the helper that runs the hooks makes no sense: {error}"),
+            Err(error) => {
+                return error!("the helper that runs the hooks makes no sense: {}", crate::os_error::in_words(&error));
+            }
         }
     }
 }

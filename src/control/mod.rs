@@ -50,6 +50,7 @@ pub use names::serve as serve_names;
 use crate::config::{Checksum, CipherChoice, Config, CryptoConfig, Endpoint, Layer, Mtu, PathConfig};
 use crate::dataplane::{Dataplane, Loop, Treatment};
 use crate::keys::secret::leaving_no_trace;
+use crate::os_error::in_words;
 use crate::protocol::crypto::CryptoFailure;
 use crate::protocol::link::{RekeyTimes, SetupError, WayParams};
 use crate::protocol::{Keys, Link, Params, Time};
@@ -148,7 +149,7 @@ pub enum RunError {
         socket: PathBuf,
     },
     /// The status socket cannot be opened.
-    #[error("cannot open the status socket {}: {source}; TIELINE_RUN_DIR sets another folder", path.display())]
+    #[error("cannot open the status socket {}: {}; TIELINE_RUN_DIR sets another folder", path.display(), in_words(source))]
     StatusSocket {
         /// Where it should be.
         path: PathBuf,
@@ -162,7 +163,10 @@ pub enum RunError {
         user: String,
     },
     /// The process may not become that user.
-    #[error("cannot become user `{user}`: {source}; this needs root, or to be started as that user with CAP_NET_ADMIN")]
+    #[error(
+        "cannot become user `{user}`: {}; this needs root, or to be started as that user with CAP_NET_ADMIN",
+        in_words(source)
+    )]
     User {
         /// Its name.
         user: String,
@@ -171,7 +175,8 @@ pub enum RunError {
     },
     /// A packet loop ended.
     #[error(
-        "the {which} loop on {interface} ended: {source}; if nobody deleted the interface, this is a fault in tieline"
+        "the {which} loop on {interface} ended: {}; if nobody deleted the interface, this is a fault in tieline",
+        in_words(source)
     )]
     LoopDied {
         /// Which of them.
@@ -182,7 +187,7 @@ pub enum RunError {
         source: io::Error,
     },
     /// The system refuses something it never should.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", in_words(source))]
     System {
         /// What was being done.
         what: &'static str,

@@ -264,9 +264,11 @@ impl Ports {
         };
         socket.set_offloads(self.wish);
         if let Err(error) = socket.set_class(self.class) {
+            let error = crate::os_error::in_words(&error);
             warn!("the link's own datagrams go without the DSCP that config says: {error}");
         }
         if let Err(error) = socket.open_door() {
+            let error = crate::os_error::in_words(&error);
             info!("a flood from elsewhere will cost more than it need, as this kernel gives a port one queue: {error}");
         }
         Ok(socket)

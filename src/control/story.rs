@@ -3,6 +3,7 @@
 //! Only words are made here, and how often they may be said is decided; [`Line::log`] says them.
 
 use super::resolver::listed;
+use crate::os_error::in_words;
 use crate::protocol::constants::{MISSED_REPORTS, NOTICE_SPACING, VERSION};
 use crate::protocol::control::State;
 use crate::protocol::link::{DownCause, KeysInUse, Status};
@@ -152,7 +153,7 @@ impl Story {
         error: &std::io::Error,
     ) -> Option<Line> {
         let by = way.map(|way| format!(" by path {}", self.name(way))).unwrap_or_default();
-        let text = format!("cannot send to {peer}{by}: {error}");
+        let text = format!("cannot send to {peer}{by}: {}", in_words(error));
         if way.is_some_and(|way| !self.shut.insert(way)) {
             return Line::new(Level::DEBUG, text);
         }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use super::{KeyError, KeyKind, PresharedKey, PublicKey, SecretKey};
+use crate::text::{self, NotText};
 
 /// Largest key file that is read, in bytes: room for a key and a page of comments.
 const MAX_BYTES: usize = 16 * 1024;
@@ -40,7 +41,7 @@ pub enum KeyFileError {
         kind: KeyKind,
     },
     /// The operating system would not open or read it.
-    #[error("{}: cannot read it: {source}", path.display())]
+    #[error("{}: cannot read it: {}", path.display(), crate::os_error::in_words(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -73,6 +74,14 @@ pub enum KeyFileError {
         /// The file.
         path: PathBuf,
     },
+    /// Text in UTF-16.
+    #[error("{}: this is UTF-16 text, and a key file is UTF-8", path.display())]
+    Utf16 {
+        /// The file.
+        path: PathBuf,
+        /// What iconv(1) calls it.
+        encoding: &'static str,
+    },
     /// More than one key.
     #[error("{}:{line}: a second key; a key file holds one", path.display())]
     SecondKey {
@@ -98,7 +107,7 @@ pub enum KeyFileError {
         path: PathBuf,
     },
     /// The operating system would not create or write it.
-    #[error("{}: cannot write it: {source}", path.display())]
+    #[error("{}: cannot write it: {}", path.display(), crate::os_error::in_words(source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -119,6 +128,9 @@ impl KeyFileError {
             Self::Read { .. } => "check who may read the file and its folders".into(),
             Self::NotAFile { .. } | Self::TooLarge { .. } | Self::NotText { .. } => {
                 "name a file that `tieline keygen --out FILE` or `tieline psk --out FILE` has written".into()
+            }
+            Self::Utf16 { encoding, .. } => {
+                format!("save it as UTF-8, for example with `(umask 077; iconv -f {encoding} -t UTF-8 OLD > NEW)`")
             }
             Self::Exposed { path, .. } => {
                 format!("run `chmod 600 {}`; if others may have read it, make a new key", path.display())
@@ -146,12 +158,12 @@ impl SecretKey {
         self.public().is_ok_and(|key| key.is_published())
     }
 
-    /// Reads the text of a key file that came another way, such as standard input; `name` stands for the path.
+    /// Reads what is in a key file and came another way, such as by standard input; `name` stands for the path.
     ///
     /// # Errors
-    /// [`KeyFileError::Content`] and [`KeyFileError::SecondKey`].
-    pub fn parse_file_text(text: &str, name: &Path) -> Result<Self, KeyFileError> {
-        parse_text(text, name, KeyKind::Secret, Self::parse)
+    /// [`KeyFileError::Content`] and [`KeyFileError::SecondKey`], and those of what is no text.
+    pub fn parse_file_bytes(bytes: &[u8], name: &Path) -> Result<Self, KeyFileError> {
+        parse_text(text_of(bytes, name)?, name, KeyKind::Secret, Self::parse)
     }
 }
 
@@ -189,13 +201,21 @@ pub(super) fn read<K>(
     if len > MAX_BYTES {
         return Err(KeyFileError::TooLarge { path: path_buf() });
     }
-    let text = std::str::from_utf8(&buffer[..len]).map_err(|_| KeyFileError::NotText { path: path_buf() })?;
+    let text = text_of(&buffer[..len], path)?;
     let key = parse_text(text, path, kind, parse)?;
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 && !is_published(&key) {
         return Err(KeyFileError::Exposed { path: path_buf(), mode });
     }
     Ok(key)
+}
+
+/// The text of a key file, without a byte order mark.
+fn text_of<'a>(bytes: &'a [u8], path: &Path) -> Result<&'a str, KeyFileError> {
+    text::utf8(bytes).map_err(|wrong| match wrong {
+        NotText::Utf16(encoding) => KeyFileError::Utf16 { path: path.to_owned(), encoding },
+        NotText::Unknown => KeyFileError::NotText { path: path.to_owned() },
+    })
 }
 
 /// Fills `buffer` until it is full or the file ends, without a growing buffer that would leave copies behind.

@@ -172,7 +172,10 @@ fn files_are_written_once_and_for_the_owner_only() {
 fn comments_and_blank_lines_are_skipped() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.key");
-    for text in [format!("# made for hq\r\n\r\n  {SECRET}\r\n\n#end"), SECRET.trim().to_owned()] {
+    for text in
+        [format!("# made for hq\r\n\r\n  {SECRET}\r\n\n#end"), SECRET.trim().to_owned(), format!("\u{feff}{SECRET}")]
+    {
+        assert!(SecretKey::parse_file_bytes(text.as_bytes(), &path).is_ok());
         fs::write(&path, text).unwrap();
         assert!(SecretKey::read_file(&path).is_ok());
     }
@@ -213,6 +216,11 @@ fn each_unusable_file_has_its_own_error_and_shows_nothing_of_its_content() {
     write("large", &b"#\n".repeat(10_000));
     write("binary", &[0xff; 32]);
     write("psk", PSK.as_bytes());
+    let utf16 = |mark: &str, bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
+        format!("{mark}{secret}").encode_utf16().flat_map(bytes).collect()
+    };
+    write("utf16", &utf16("\u{feff}", u16::to_le_bytes));
+    write("utf16be", &utf16("", u16::to_be_bytes));
     let _socket = UnixListener::bind(at("socket")).unwrap();
 
     for (name, says) in [
@@ -222,6 +230,8 @@ fn each_unusable_file_has_its_own_error_and_shows_nothing_of_its_content() {
         ("two", "two:2: a second key"),
         ("large", "too large"),
         ("binary", "not text"),
+        ("utf16", "utf16: this is UTF-16 text, and a key file is UTF-8"),
+        ("utf16be", "utf16be: this is UTF-16 text"),
         ("psk", "psk:1: this is a preshared key (TLPSK1…); here a secret key (TLSECRET1…) belongs"),
         ("socket", "cannot read it"),
         (".", "not a regular file"),

@@ -40,7 +40,7 @@ pub enum TunError {
     )]
     NoDriver,
     /// Anything else the system said.
-    #[error("cannot make interface {0}: {1}")]
+    #[error("cannot make interface {0}: {why}", why = crate::os_error::in_words(.1))]
     Other(String, #[source] io::Error),
 }
 

@@ -67,13 +67,13 @@ pub enum BindError {
     #[error("this machine has no interface {0}: set one it has at [local] bind, or take that line out")]
     NoSuchInterface(String),
     /// What config asks for beyond the address is refused.
-    #[error("cannot {0}: {2}; this needs root or {1}")]
+    #[error("cannot {0}: {why}; this needs root or {1}", why = crate::os_error::in_words(.2))]
     NotTied(&'static str, &'static str, #[source] io::Error),
     /// The kernel runs without IPv6 (or IPv4).
     #[error("this kernel runs without the family of {0}: set an address of the other one at [local] listen")]
     NoFamily(SocketAddr),
     /// Anything else the system said.
-    #[error("cannot bind UDP {0}: {1}")]
+    #[error("cannot bind UDP {0}: {why}", why = crate::os_error::in_words(.1))]
     Other(SocketAddr, #[source] io::Error),
 }
 

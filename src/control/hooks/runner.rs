@@ -92,7 +92,9 @@ fn run(orders: &Orders, news: News, link: &mut impl Write) {
         }
         Ok(Some(status)) => Word::Failed { hook: hook(), why: format!("{program} ended with {status}") },
         Ok(None) => Word::Failed { hook: hook(), why: format!("{program} was killed: it took longer than {LIMIT:?}") },
-        Err(error) => Word::Failed { hook: hook(), why: format!("cannot run {program}: {error}") },
+        Err(error) => {
+            Word::Failed { hook: hook(), why: format!("cannot run {program}: {}", crate::os_error::in_words(&error)) }
+        }
     });
 }
 

@@ -1,8 +1,9 @@
 //! The status socket: `<run dir>/<interface>.sock`, one JSON document to whoever connects.
 
 use super::Status;
+use crate::os_error::in_words;
 use crate::sys::sandbox::User;
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::unistd::getpid;
 use std::env;
 use std::fs::{self, DirBuilder, Permissions};
@@ -74,14 +75,14 @@ pub enum AskError {
         path: PathBuf,
     },
     /// It does not answer as a link does.
-    #[error("the link on {interface} does not answer at {}: {source}", path.display())]
+    #[error("the link on {interface} does not answer at {}: {why}", path.display())]
     Silent {
         /// The interface.
         interface: String,
         /// The socket.
         path: PathBuf,
-        /// What came of it.
-        source: io::Error,
+        /// What came of it, in words.
+        why: String,
     },
 }
 
@@ -92,25 +93,43 @@ pub enum AskError {
 /// As [`AskError`] says.
 pub fn ask(run_dir: &Path, interface: &str) -> Result<(String, Status), AskError> {
     let path = socket_path(run_dir, interface);
-    let answer = read(&path).and_then(|text| {
-        let status = serde_json::from_str(&text)?;
-        Ok((text, status))
-    });
-    answer.map_err(|source| match source.kind() {
+    let silent = |why: String| AskError::Silent { interface: interface.into(), path: path.clone(), why };
+    let stream = connect(&path).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => AskError::NotRunning { interface: interface.into() },
-        ErrorKind::PermissionDenied => AskError::Forbidden { interface: interface.into(), path },
-        _ => AskError::Silent { interface: interface.into(), path, source },
-    })
+        ErrorKind::PermissionDenied => AskError::Forbidden { interface: interface.into(), path: path.clone() },
+        ErrorKind::WouldBlock => {
+            silent("it takes no connections: as many as there is room for wait for an answer".into())
+        }
+        _ => silent(in_words(&error)),
+    })?;
+    let process = process_behind(&stream);
+    let text = read(stream).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            silent(format!("{process} took the connection and said nothing for {} s", PATIENCE.as_secs()))
+        }
+        _ => silent(in_words(&error)),
+    })?;
+    if text.is_empty() {
+        return Err(silent(format!("{process} closed the connection without an answer")));
+    }
+    let status = serde_json::from_str(&text);
+    let status = status.map_err(|error| silent(format!("what {process} said is not a link's status ({error})")))?;
+    Ok((text, status))
 }
 
-fn read(path: &Path) -> io::Result<String> {
-    let stream = connect(path)?;
+/// Who listens: `process 1234`.
+fn process_behind(stream: &BlockingStream) -> String {
+    match socket::getsockopt(stream, sockopt::PeerCredentials) {
+        // 0 is one of another PID namespace.
+        Ok(who) if who.pid() > 0 => format!("process {}", who.pid()),
+        _ => "its process".to_owned(),
+    }
+}
+
+fn read(stream: BlockingStream) -> io::Result<String> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut text = String::new();
     stream.take(MAX_BYTES).read_to_string(&mut text)?;
-    if text.is_empty() {
-        return Err(io::Error::new(ErrorKind::UnexpectedEof, "it closed the connection"));
-    }
     Ok(text)
 }
 
@@ -287,13 +306,14 @@ mod tests {
         fs::create_dir(path.parent().unwrap()).unwrap();
         let _stuck = BlockingListener::bind(&path).unwrap();
         assert!(is_live(&path));
-        let asked = ask(path.parent().unwrap(), "tl0").unwrap_err();
-        assert!(matches!(asked, AskError::Silent { .. }), "{asked}");
+        let asked = ask(path.parent().unwrap(), "tl0").unwrap_err().to_string();
+        let says = format!("process {} took the connection and said nothing for 2 s", std::process::id());
+        assert!(asked.contains(&says) && !asked.contains("os error"), "{asked}");
         let queue: Vec<_> = std::iter::from_fn(|| connect(&path).ok()).take(10_000).collect();
         assert!(queue.len() < 10_000, "the queue has no end");
         assert!(is_live(&path), "its queue is full, and so it is there");
-        let asked = ask(path.parent().unwrap(), "tl0").unwrap_err();
-        assert!(matches!(asked, AskError::Silent { .. }), "{asked}");
+        let asked = ask(path.parent().unwrap(), "tl0").unwrap_err().to_string();
+        assert!(asked.contains("it takes no connections") && !asked.contains("os error"), "{asked}");
     }
 
     #[tokio::test]
