@@ -91,8 +91,7 @@ pub struct LinkConfig {
 }
 
 /// What becomes of packets for networks behind the link while the link is down, or its process is not there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fallback {
     /// They are refused as unreachable, unless the machine has another route to exactly that network, with a better metric.
     #[default]

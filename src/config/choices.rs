@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use serde::de::{Deserializer, Error, Visitor};
 
-use super::{Carrier, Checksum, CipherChoice, Layer};
+use super::{Carrier, Checksum, CipherChoice, Fallback, Layer};
 
 /// A value that is one of a few words.
 trait Choice: Copy + 'static {
@@ -68,6 +68,7 @@ macro_rules! choices {
 choices! {
     "carrier": Carrier { "peer" => Peer, "always" => Always }
     "layer": Layer { "ip" => Ip, "ethernet" => Ethernet }
+    "fallback": Fallback { "block" => Block, "clear" => Clear }
     "cipher": CipherChoice {
         "auto" => Auto, "aes-256-gcm" => Aes256Gcm, "chacha20-poly1305" => ChaCha20Poly1305
     }

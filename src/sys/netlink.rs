@@ -6,8 +6,11 @@
 
 pub mod monitor;
 pub mod own;
+mod owner;
 pub mod rules;
 pub mod view;
+
+pub use owner::RouteOwner;
 
 use std::fmt::{self, Display};
 use std::io;
@@ -29,7 +32,7 @@ use rtnetlink::{
 /// A change of the kernel's tables, or a question to them, that failed: what was being done, why it failed and, where the
 /// cause has a usual meaning, what that is.
 #[derive(Debug, thiserror::Error)]
-#[error("{action}: {}{}", Reason(.source), hint(.source))]
+#[error("{action}{}", Cause(.source))]
 pub struct NetlinkError {
     action: String,
     source: io::Error,
@@ -53,14 +56,16 @@ impl NetlinkError {
     }
 }
 
-/// `File exists` rather than `File exists (os error 17)`.
-struct Reason<'a>(&'a io::Error);
+/// Why something failed: what the kernel says, without its number, and what that usually means. Nothing where the text before says
+/// all there is to say.
+struct Cause<'a>(&'a io::Error);
 
-impl Display for Reason<'_> {
+impl Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.raw_os_error() {
-            Some(code) => f.write_str(Errno::from_raw(code).desc()),
-            None => self.0.fmt(f),
+            Some(code) => write!(f, ": {}{}", Errno::from_raw(code).desc(), hint(self.0)),
+            None if self.0.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            None => write!(f, ": {}", self.0),
         }
     }
 }
@@ -155,7 +160,7 @@ impl Netlink {
     pub async fn is_bridge(&self, index: u32) -> Result<bool, NetlinkError> {
         let query = self.handle.link().get().match_index(index);
         let found = query.execute().try_next().await;
-        let link = one(found, || format!("looking at interface {index}"))?;
+        let link = self.one_of(index, found, |name| format!("looking at {name}")).await?;
         let bridge = LinkInfo::Kind(InfoKind::Bridge);
         Ok(link.attributes.iter().any(|a| matches!(a, LinkAttribute::LinkInfo(infos) if infos.contains(&bridge))))
     }
@@ -166,7 +171,8 @@ impl Netlink {
     /// If one of them is gone, the bridge takes no such interface, or the caller lacks CAP_NET_ADMIN.
     pub async fn join_bridge(&self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).controller(bridge).build();
-        self.change(message, || format!("making interface {index} a port of bridge {bridge}")).await
+        let bridge = self.name(bridge).await;
+        self.change(index, message, |name| format!("making {name} a port of {bridge}")).await
     }
 
     /// Sets an Ethernet interface's own address.
@@ -175,7 +181,7 @@ impl Netlink {
     /// `EADDRNOTAVAIL` if it is no unicast address; also if the interface is gone or the caller lacks CAP_NET_ADMIN.
     pub async fn set_hardware_address(&self, index: u32, address: [u8; 6]) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).address(address.to_vec()).build();
-        self.change(message, || format!("setting the Ethernet address of interface {index}")).await
+        self.change(index, message, |name| format!("setting the Ethernet address of {name}")).await
     }
 
     /// MTU of an interface in bytes.
@@ -185,7 +191,7 @@ impl Netlink {
     pub async fn mtu(&self, index: u32) -> Result<u32, NetlinkError> {
         let query = self.handle.link().get().match_index(index);
         let found = query.execute().try_next().await;
-        let link = one(found, || format!("reading the MTU of interface {index}"))?;
+        let link = self.one_of(index, found, |name| format!("reading the MTU of {name}")).await?;
         link_mtu(&link).ok_or_else(|| NetlinkError {
             action: format!("reading the MTU of interface {index}"),
             source: io::ErrorKind::InvalidData.into(),
@@ -210,7 +216,8 @@ impl Netlink {
         };
         let mut request = self.handle.address().add(index, address, prefix_len);
         *request.message_mut() = message;
-        done(request.execute().await, || format!("adding address {address}/{prefix_len} to interface {index}"))
+        let added = request.execute().await;
+        self.done_with(index, added, |name| format!("adding address {address}/{prefix_len} to {name}")).await
     }
 
     /// Takes an address from an interface, and with it the routes that hang on it.
@@ -221,9 +228,8 @@ impl Netlink {
         // The same message as for adding says exactly which one is meant.
         let mut request = self.handle.address().add(index, address, prefix_len);
         let message = request.message_mut().clone();
-        done(self.handle.address().del(message).execute().await, || {
-            format!("removing address {address}/{prefix_len} from interface {index}")
-        })
+        let removed = self.handle.address().del(message).execute().await;
+        self.done_with(index, removed, |name| format!("removing address {address}/{prefix_len} from {name}")).await
     }
 
     /// Sets the largest packet, in bytes, an interface takes.
@@ -232,7 +238,7 @@ impl Netlink {
     /// `EINVAL` outside what the device allows.
     pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
-        self.change(message, || format!("setting MTU {mtu} on interface {index}")).await
+        self.change(index, message, |name| format!("setting MTU {mtu} on {name}")).await
     }
 
     /// Sets the largest super-packet an interface is given: its bytes, IP header included, and its segments. Larger ones the
@@ -247,7 +253,7 @@ impl Netlink {
             .append_extra_attribute(LinkAttribute::GsoMaxSize(bytes))
             .append_extra_attribute(LinkAttribute::GsoMaxSegs(segments.into()))
             .build();
-        self.change(message, || format!("setting the largest super-packet of interface {index}")).await
+        self.change(index, message, |name| format!("setting the largest super-packet of {name}")).await
     }
 
     /// Sets how many packets, or super-packets, may wait on an interface; what comes when it is full is dropped.
@@ -257,7 +263,7 @@ impl Netlink {
     pub async fn set_queue_length(&self, index: u32, packets: u32) -> Result<(), NetlinkError> {
         let message =
             LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::TxQueueLen(packets)).build();
-        self.change(message, || format!("setting the queue length of interface {index}")).await
+        self.change(index, message, |name| format!("setting the queue length of {name}")).await
     }
 
     /// Puts an interface in a group, by which rules and firewalls can know it (`man 8 ip-link`, `group`).
@@ -266,7 +272,7 @@ impl Netlink {
     /// If the interface is gone or the caller lacks CAP_NET_ADMIN.
     pub async fn set_group(&self, index: u32, group: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::Group(group)).build();
-        self.change(message, || format!("setting the group of interface {index}")).await
+        self.change(index, message, |name| format!("setting the group of {name}")).await
     }
 
     /// Brings an interface administratively up.
@@ -275,7 +281,7 @@ impl Netlink {
     /// If the interface is gone or the caller lacks CAP_NET_ADMIN.
     pub async fn set_up(&self, index: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).up().build();
-        self.change(message, || format!("bringing interface {index} up")).await
+        self.change(index, message, |name| format!("bringing {name} up")).await
     }
 
     /// Sends a network into an interface, without a next hop, in the main table. `metric` is the route's priority, lower wins; without
@@ -291,15 +297,21 @@ impl Netlink {
         prefix_len: u8,
         metric: Option<u32>,
     ) -> Result<(), NetlinkError> {
-        let action = || format!("adding route {network}/{prefix_len} to interface {index}");
+        let action = |name: &str| format!("adding route {network}/{prefix_len} to {name}");
         let mut route = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(network, prefix_len)
-            .map_err(|e| invalid(e, action))?
+            .map_err(|e| invalid(e, || action(&nameless(index))))?
             .output_interface(index);
         if let Some(metric) = metric {
             route = route.priority(metric);
         }
-        done(self.handle.route().add(route.build()).execute().await, action)
+        let added = self.handle.route().add(route.build()).execute().await;
+        match self.done_with(index, added, action).await {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(self.taken_route(error, network, prefix_len, metric, None).await)
+            }
+            other => other,
+        }
     }
 
     /// Has the kernel notice now that an interface's carrier came or went, as far as routes go by it. By itself it does so
@@ -310,7 +322,7 @@ impl Netlink {
     pub async fn notice_carrier(&self, index: u32) -> Result<(), NetlinkError> {
         // Whoever asks for an interface gets it with that done (`linkwatch_sync_dev`).
         let found = self.handle.link().get().match_index(index).execute().try_next().await;
-        one(found, || format!("asking for interface {index}")).map(drop)
+        self.one_of(index, found, |name| format!("asking for {name}")).await.map(drop)
     }
 
     /// The way packets to `peer` would take now. An IPv4-mapped IPv6 address means the IPv4 one.
@@ -369,7 +381,7 @@ impl Netlink {
     /// If that namespace already has an interface of the same name.
     pub async fn set_netns(&self, index: u32, namespace: impl AsFd) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index).setns_by_fd(namespace.as_fd().as_raw_fd()).build();
-        self.change(message, || format!("moving interface {index} to another network namespace")).await
+        self.change(index, message, |name| format!("moving {name} to another network namespace")).await
     }
 
     /// Deletes an interface.
@@ -381,9 +393,59 @@ impl Netlink {
         done(self.handle.link().del(index).execute().await, || format!("deleting interface {name}"))
     }
 
-    async fn change(&self, message: LinkMessage, action: impl Fn() -> String) -> Result<(), NetlinkError> {
-        done(self.handle.link().change(message).execute().await, action)
+    async fn change(
+        &self,
+        index: u32,
+        message: LinkMessage,
+        action: impl Fn(&str) -> String,
+    ) -> Result<(), NetlinkError> {
+        let changed = self.handle.link().change(message).execute().await;
+        self.done_with(index, changed, action).await
     }
+
+    /// What an interface is called, for people; its number where it has gone.
+    async fn name(&self, index: u32) -> String {
+        let found = self.handle.link().get().match_index(index).execute().try_next().await;
+        let name = found.ok().flatten().and_then(|link| {
+            link.attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            })
+        });
+        name.unwrap_or_else(|| nameless(index))
+    }
+
+    /// The answer to what was done with an interface, which is looked up where that failed, so that it can be named.
+    async fn done_with<T>(
+        &self,
+        index: u32,
+        result: Result<T, rtnetlink::Error>,
+        action: impl Fn(&str) -> String,
+    ) -> Result<T, NetlinkError> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                let name = self.name(index).await;
+                done(Err(error), || action(&name))
+            }
+        }
+    }
+
+    /// The same for a question with a single answer.
+    async fn one_of<T>(
+        &self,
+        index: u32,
+        answer: Result<Option<T>, rtnetlink::Error>,
+        action: impl Fn(&str) -> String,
+    ) -> Result<T, NetlinkError> {
+        let found = self.done_with(index, answer, &action).await?;
+        found.ok_or_else(|| NetlinkError { action: action(&nameless(index)), source: io::ErrorKind::NotFound.into() })
+    }
+}
+
+/// What an interface is called whose name is not known.
+fn nameless(index: u32) -> String {
+    format!("the interface with number {index}")
 }
 
 /// A question for the route to an address. What a route has and a question has not is left at 0, which the kernel insists on.
@@ -528,17 +590,21 @@ pub(super) mod tests {
             let again = netlink.add_route(left, ip("10.0.0.0"), 8, None).await;
             assert_eq!(
                 again.unwrap_err().to_string(),
-                format!(
-                    "adding route 10.0.0.0/8 to interface {left}: File exists — something else on this machine already has it"
-                )
+                "10.0.0.0/8 is already routed to left on this machine (metric 0, proto static). `routes` lists what is behind \
+                 the *other* end"
             );
+            let address = netlink.add_address(left, ip("10.0.0.1"), 8);
+            address.await.unwrap();
+            let again = netlink.add_address(left, ip("10.0.0.1"), 8).await;
+            let said = "adding address 10.0.0.1/8 to left: File exists — something else on this machine already has it";
+            assert_eq!(again.unwrap_err().to_string(), said);
             assert_eq!(
                 netlink.index("tl9").await.unwrap_err().to_string(),
                 "looking for interface tl9: No such device — there is no such interface"
             );
             assert_eq!(
                 netlink.add_address(999, ip("10.0.0.1"), 8).await.unwrap_err().to_string(),
-                "adding address 10.0.0.1/8 to interface 999: No such device — there is no such interface"
+                "adding address 10.0.0.1/8 to the interface with number 999: No such device — there is no such interface"
             );
             let mtu = netlink.set_mtu(left, 7).await.unwrap_err();
             assert_eq!(mtu.kind(), io::ErrorKind::InvalidInput, "{mtu}");

@@ -28,7 +28,6 @@ pub(super) enum Item {
     Rule(OwnRule),
     Bridge(String),
     Group,
-    Setting(String),
 }
 
 impl fmt::Display for Item {
@@ -45,7 +44,6 @@ impl fmt::Display for Item {
             Item::Rule(rule) => write!(f, "{} rule {}", if rule.v6 { "IPv6" } else { "IPv4" }, rule.priority()),
             Item::Bridge(bridge) => write!(f, "membership of bridge {bridge}"),
             Item::Group => f.write_str("the interface's group"),
-            Item::Setting(path) => f.write_str(path),
         }
     }
 }
