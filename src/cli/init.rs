@@ -83,9 +83,10 @@ struct Plan {
     tag: String,
     /// UDP port where none is given, 10240…32767: above the well-known, below those that Linux picks by itself.
     port: u16,
-    /// Addresses of the two ends inside the link: a /30 from 10.64.0.0 up to 10.254.255.255.
+    /// Addresses of the two ends inside the link: a /31 from 10.64.0.0 up to 10.254.255.255 (RFC 3021). It has no third address,
+    /// which a packet for it would be sent back and forth between the ends for.
     v4: [IpNet; 2],
-    /// And a /126 at the beginning of a random /48 (RFC 4193 §3.2).
+    /// And a /127 in a random /48 (RFC 4193 §3.2; RFC 6164).
     v6: [IpNet; 2],
 }
 
@@ -95,14 +96,16 @@ impl Plan {
         const ALPHABET: &[u8; 31] = b"abcdefghjkmnpqrstuvwxyz23456789";
         let [t0, t1, t2, p0, p1, a, b, c, g0, g1, g2, g3, g4, ..] = seed;
         let letter = |byte: u8| char::from(ALPHABET[usize::from(byte) % ALPHABET.len()]);
-        let v4 = |host| net(Ipv4Addr::new(10, 64 + a % 191, b, (c & !3) + host), 30);
+        // The first and the last of a /24 are left out: some devices take them for its network and broadcast addresses.
+        let v4 = |host| net(Ipv4Addr::new(10, 64 + a % 191, b, 4 * (c / 4 % 63) + host), 31);
         let group = |high, low| u16::from_be_bytes([high, low]);
-        let v6 = |host| net(Ipv6Addr::new(group(0xfd, g0), group(g1, g2), group(g3, g4), 0, 0, 0, 0, host), 126);
+        let v6 = |host| net(Ipv6Addr::new(group(0xfd, g0), group(g1, g2), group(g3, g4), 0, 0, 0, 0, host), 127);
         Self {
             tag: [t0, t1, t2].map(letter).iter().collect(),
             port: 10_240 + u16::from_be_bytes([p0, p1]) % (32_768 - 10_240),
-            v4: [v4(1), v4(2)],
-            v6: [v6(1), v6(2)],
+            v4: [v4(2), v4(3)],
+            // Not ::0, the anycast address of routers (RFC 6164, section 5.2).
+            v6: [v6(2), v6(3)],
         }
     }
 
@@ -292,6 +295,7 @@ mod tests {
         assert_eq!(hq.peer.preshared_keys[0].as_bytes(), branch.peer.preshared_keys[0].as_bytes());
         for (a, b) in hq.link.addresses.iter().zip(&branch.link.addresses) {
             assert!(a.addr() != b.addr() && a.trunc() == b.trunc());
+            assert_eq!(a.max_prefix_len() - a.prefix_len(), 1, "{a}: more addresses than ends");
         }
         for name in ["hq", "hq/hq.key", "hq/hq-branch.psk", "branch/branch.key", "branch/hq-branch.psk"] {
             assert_eq!(fs::metadata(out.join(name)).unwrap().permissions().mode() & 0o077, 0, "{name}");
@@ -341,12 +345,14 @@ mod tests {
             let (config, warnings) = Config::from_text(Path::new("keys/hq.toml"), &text).unwrap();
             prop_assert_eq!(warnings.len(), 1, "the published key's only: {:?}", warnings);
             prop_assert_eq!(config.link.addresses.len(), 2);
+            let IpNet::V4(v4) = plan.v4[1] else { panic!("{}", plan.v4[1]) };
+            prop_assert!(plan.v4[0].trunc() == plan.v4[1].trunc() && (2..=251).contains(&v4.addr().octets()[3]), "{}", v4);
         }
 
         #[test]
         fn two_plans_share_nothing(a: [u8; 16], b: [u8; 16]) {
             // 16 random bytes against 16: a clash of all three draws is beyond chance, and of the addresses too.
-            prop_assume!(a[..13].iter().zip(&b[..13]).all(|(a, b)| a / 4 != b / 4));
+            prop_assume!(a[..13].iter().zip(&b[..13]).all(|(a, b)| a / 4 % 63 != b / 4 % 63));
             let (a, b) = (Plan::from_seed(a), Plan::from_seed(b));
             prop_assert!(a.v4[0].trunc() != b.v4[0].trunc() && a.v6[0].trunc() != b.v6[0].trunc());
         }

@@ -72,7 +72,7 @@ enum Command {
 ///
 /// Nothing is asked and nothing is overwritten. The interface names, the addresses inside the link and the port (where
 /// none is given) are drawn at random, so that several links on one machine do not get in each other's way: an
-/// interface like tl-branch-k7x, a /30 in 10.64.0.0-10.254.255.255 and a /126 in fd00::/8, a port from 10240 to 32767.
+/// interface like tl-branch-k7x, a /31 in 10.64.0.0-10.254.255.255 and a /127 in fd00::/8, a port from 10240 to 32767.
 /// Change them in the two files as you like; the ends must agree.
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -104,7 +104,7 @@ impl Checker<'_> {
         if addresses.is_empty() && routes.is_empty() && link.layer == Layer::Ip {
             let problem = Problem::new(
                 "the link has neither an address nor a route: nothing will use it",
-                "write `address = [\"10.99.0.1/30\"]` in [link], the other end having 10.99.0.2/30",
+                "write `address = [\"10.99.0.2/31\"]` in [link], the other end having 10.99.0.3/31",
             );
             self.warnings.push(self.at_section(file.link.as_ref(), problem));
         }

@@ -187,9 +187,12 @@ fn is_ipv4_or_name(host: &str) -> bool {
 
 /// An address of an interface with its prefix length; host bits are kept.
 pub(super) fn address(text: &str) -> Result<IpNet, Problem> {
-    let network = network_of(text, if text.contains(':') { "/126" } else { "/30" })?;
+    let network = network_of(text, |ip| {
+        let prefix = if ip.is_ipv4() { 31 } else { 127 };
+        format!("\"{ip}/{prefix}\", where the other end is {}", neighbour(ip))
+    })?;
     let (ip, prefix) = (network.addr(), network.prefix_len());
-    let help = "take a private address that neither site uses, such as \"10.99.0.0/31\"";
+    let help = "take a private address that neither site uses, such as \"10.99.0.2/31\"";
     // A link-local one is for the link itself, and some put it there.
     if let Some((_, why)) = special(&ip.into()).filter(|(_, why)| *why != LINK_LOCAL) {
         return Err(Problem::new(format!("`{text}` cannot be the address of an interface: {why}"), help));
@@ -214,7 +217,7 @@ pub(super) fn address(text: &str) -> Result<IpNet, Problem> {
 
 /// A network to route; host bits are an error.
 pub(super) fn route(text: &str) -> Result<IpNet, Problem> {
-    let network = network_of(text, if text.contains(':') { "/128" } else { "/32" })?;
+    let network = network_of(text, |ip| format!("\"{}\"", IpNet::from(ip)))?;
     if network != network.trunc() {
         return Err(Problem::new(
             format!("`{text}` is a host in a network, not a network"),
@@ -261,15 +264,23 @@ fn special(network: &IpNet) -> Option<(&'static str, &'static str)> {
     SPECIAL.into_iter().find(|(range, _)| range.parse::<IpNet>().is_ok_and(|range| range.contains(network)))
 }
 
-/// `address/prefix`; `usual` is suggested where the prefix is missing.
-fn network_of(text: &str, usual: &str) -> Result<IpNet, Problem> {
-    if text.parse::<IpAddr>().is_ok() {
-        return Err(Problem::new(format!("`{text}` has no prefix length"), format!("write it as \"{text}{usual}\"")));
+/// The other address of a network of two.
+fn neighbour(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(v4) => IpAddr::from((v4.to_bits() ^ 1).to_be_bytes()),
+        IpAddr::V6(v6) => IpAddr::from((v6.to_bits() ^ 1).to_be_bytes()),
+    }
+}
+
+/// `address/prefix`; `usual` says what to write where the prefix is missing.
+fn network_of(text: &str, usual: impl Fn(IpAddr) -> String) -> Result<IpNet, Problem> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Err(Problem::new(format!("`{text}` has no prefix length"), format!("write it as {}", usual(ip))));
     }
     text.parse().map_err(|_| {
         Problem::new(
             format!("`{text}` is not an address with a prefix length"),
-            "write it like \"10.99.0.1/30\" or \"fd99::1/126\"",
+            "write it like \"10.99.0.2/31\" or \"fd99::2/127\"",
         )
     })
 }

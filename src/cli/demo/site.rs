@@ -81,7 +81,7 @@ pub fn build() -> Result<[Site; 2], DemoError> {
             network: network()?,
             interface,
             outer: Ipv4Addr::new(192, 0, 2, host),
-            inner: Ipv4Addr::new(10, 99, 0, host),
+            inner: Ipv4Addr::new(10, 99, 0, host + 1),
         })
     };
     let sites = [site("hq", "tl-hq", 1)?, site("branch", "tl-branch", 2)?];
@@ -142,7 +142,7 @@ impl Site {
         let text = format!(
             "[link]\n\
              interface = \"{interface}\"\n\
-             address = [\"{inner}/30\", \"fd99::{host}/126\"]\n\
+             address = [\"{inner}/31\", \"fd99::{host}/127\"]\n\
              [local]\n\
              private_key = \"{name}.key\"\n\
              listen = \"{outer}:{PORT}\"\n\

@@ -280,7 +280,7 @@ mod tests {
         let orders = Orders {
             name: text("hq"),
             interface: text("tl0"),
-            addresses: text("10.99.0.1/30 fd99::1/126"),
+            addresses: text("10.99.0.2/31 fd99::2/127"),
             routes: text("10.50.0.0/24"),
             up: argv(up),
             down: argv(down),
@@ -303,7 +303,7 @@ mod tests {
         let script = "env | grep '^TIELINE_' | grep -v LOG | sort >> $1";
         let (_, wrote) = told(script, "", &[News { peer, ..UP }]);
         let expected = "\
-TIELINE_ADDRESSES=10.99.0.1/30 fd99::1/126
+TIELINE_ADDRESSES=10.99.0.2/31 fd99::2/127
 TIELINE_INTERFACE=tl0
 TIELINE_NAME=hq
 TIELINE_PEER=[2001:db8::7]:7311
