@@ -165,6 +165,7 @@ scenario!(carrier_always_stays, 40, {
     assert_eq!(way(&lab.left), Some(lab.left.inner[0]));
     let status = left.status();
     assert_eq!((&status["carrier"]["follows"], &status["carrier"]["on"]), (&"always".into(), &true.into()));
+    assert_eq!(status["damped"], serde_json::Value::Null);
 });
 
 scenario!(what_cannot_be_sent_is_dropped_and_not_kept_for_later, 60, {
@@ -279,8 +280,12 @@ scenario!(a_line_that_comes_and_goes_is_damped_and_says_so, 90, {
     left.wait_for_log(&["up with"], PATIENCE);
     let mut seen_waiting = 0;
     wait_until("carrier coming", PATIENCE, || {
-        let status = left.status();
+        let (status, code) = left.status_and_code();
         let waits = status["state"] == "up" && status["carrier"]["on"] == false;
+        // While it is damped no packet passes, and whoever goes by the exit code knows it.
+        assert_eq!(waits, status["damped"].is_string(), "{status}");
+        let passes = status["state"] == "up" && !waits;
+        assert_eq!(code, if passes { 0 } else { 3 }, "{status}");
         if waits && status["carrier"]["left_s"].as_f64().is_some_and(|left| left > 0.0 && left <= 1.0) {
             assert!(!carrier(&lab.left) || left.status()["carrier"]["on"] == true);
             assert!(link_routes(&lab.left).is_empty() || left.status()["carrier"]["on"] == true);

@@ -742,6 +742,200 @@ fn a_late_report_of_the_old_family_spoils_no_figures() {
     assert!((0.15..0.25).contains(&loss), "{loss} measured of 0.2");
 }
 
+// --- an interface that is taken down ----------------------------------------------------------------------------
+
+/// The states of both ends.
+fn states(world: &World) -> [State; 2] {
+    [A, B].map(|end| world.status(end).state)
+}
+
+/// How often an end said so since the event number `from`.
+fn said_since(world: &World, end: usize, from: usize, what: impl Fn(&Event) -> bool) -> usize {
+    world.ends[end].events[from..].iter().filter(|(_, event)| what(event)).count()
+}
+
+#[test]
+fn an_interface_taken_down_takes_the_peer_down_at_once_and_all_comes_back_with_it() {
+    for down in [A, B] {
+        let mut world = up(pair());
+        world.run(ms(1_234));
+        let before = epoch(&world, A);
+        let far = 1 - down;
+        world.set_interface(down, false);
+        world.run(ms(11));
+        assert_eq!(
+            (world.status(down).state, world.status(far).state),
+            (State::AdminDown, State::Down),
+            "one way later"
+        );
+        let cause = Some(DownCause::PeerAdminDown);
+        assert_eq!(world.ends[far].said(|e| *e == Event::State { state: State::Down, cause }), 1);
+        assert_eq!(world.ends[far].said(|e| *e == Event::PeerInterface { up: false }), 1);
+        let cause = Some(DownCause::AdminDown);
+        assert_eq!(world.ends[down].said(|e| *e == Event::State { state: State::AdminDown, cause }), 1);
+        // Five minutes of it: Reports and rekeys go on, nobody knocks, and nothing is said again.
+        world.log = Some(Vec::new());
+        let told = [A, B].map(|end| world.ends[end].events.len());
+        world.run(secs(300));
+        assert_eq!((world.status(down).state, world.status(far).state), (State::AdminDown, State::Down));
+        for end in [A, B] {
+            assert!(world.logged(end, Kind::Knock).is_empty(), "end {end} knocked");
+            let reports = world.log.iter().flatten().filter(|f| f.sender == end && report(f)).count();
+            assert!((295..=310).contains(&reports), "{reports} Reports of end {end} in 300 s");
+            let rekeyed = said_since(&world, end, told[end], |e| matches!(e, Event::Session { rekeyed: true, .. }));
+            assert!(rekeyed >= 2, "rekeyed {rekeyed} times");
+            let other = said_since(&world, end, told[end], |e| !matches!(e, Event::Session { rekeyed: true, .. }));
+            assert_eq!(other, 0, "{:?}", &world.ends[end].events[told[end]..]);
+        }
+        assert!(epoch(&world, A) > before);
+        world.set_interface(down, true);
+        world.run(ms(31));
+        assert_eq!(states(&world), [State::Up; 2], "a round trip and a half later");
+        assert_eq!(world.ends[far].said(|e| *e == Event::PeerInterface { up: true }), 1);
+        world.run(secs(20));
+        assert!(world.together() && world.logged(A, Kind::Knock).is_empty() && world.logged(B, Kind::Knock).is_empty());
+        carries(&mut world);
+    }
+}
+
+#[test]
+fn the_same_interface_said_again_is_no_news() {
+    let mut world = up(pair());
+    world.set_interface(A, true);
+    world.set_interface(A, false);
+    let said = world.ends[A].events.len();
+    world.log = Some(Vec::new());
+    (0..50).for_each(|_| world.set_interface(A, false));
+    assert_eq!((world.ends[A].events.len(), world.log.as_ref().map(Vec::len)), (said, Some(0)));
+}
+
+#[test]
+fn interfaces_down_at_both_ends_come_back_in_any_order() {
+    for (first, gap) in [(A, 0), (B, 0), (A, 5), (B, 5), (A, 9_000), (B, 9_000)] {
+        let mut world = up(pair());
+        world.set_interface(A, false);
+        world.run(ms(gap));
+        world.set_interface(B, false);
+        world.run(secs(30));
+        assert_eq!(states(&world), [State::AdminDown; 2]);
+        world.set_interface(first, true);
+        world.run(ms(gap));
+        assert_eq!(world.status(1 - first).state, State::AdminDown);
+        world.set_interface(1 - first, true);
+        world.run(ms(81)); // Reports sent for changes are spaced
+        assert_eq!(states(&world), [State::Up; 2], "{first} first, {gap} ms apart");
+        carries(&mut world);
+    }
+}
+
+#[test]
+fn an_interface_that_only_blinks_leaves_the_link_up() {
+    for pause in [0, 1, 5, 11, 19, 25, 39, 45] {
+        let mut world = up(pair());
+        for _ in 0..20 {
+            world.set_interface(A, false);
+            world.run(ms(pause));
+            world.set_interface(A, true);
+            world.run(ms(pause));
+        }
+        world.run(secs(4)); // Reports sent for changes are spaced: the last change may wait for the next
+        assert_eq!(states(&world), [State::Up; 2], "with pauses of {pause} ms");
+        world.run(secs(10));
+        assert!(world.together());
+        carries(&mut world);
+    }
+}
+
+#[test]
+fn a_word_of_the_interface_that_is_lost_is_said_again_with_the_next_report() {
+    let mut world = up(pair());
+    world.run(ms(1_500));
+    for up in [false, true] {
+        world.decide(|_| Fate::Drop);
+        world.set_interface(A, up);
+        world.run(ms(1));
+        world.decide_nothing();
+        world.run(ms(1_050));
+        let expected = if up { [State::Up; 2] } else { [State::AdminDown, State::Down] };
+        assert_eq!(states(&world), expected, "an interval after a lost Report");
+    }
+    // Lossy as it is, it comes down and up in a few intervals.
+    world.network = Network { loss: [0.3; 2], ..Network::default() };
+    for _ in 0..20 {
+        world.set_interface(B, false);
+        assert!(world.run_until(secs(8), |w| states(w) == [State::Down, State::AdminDown]));
+        world.run(secs(5));
+        world.set_interface(B, true);
+        assert!(world.run_until(secs(8), World::together));
+        world.run(secs(5));
+    }
+}
+
+#[test]
+fn restarts_while_an_interface_is_down() {
+    for knows in [[true, true], [true, false], [false, true]] {
+        for restarted in [A, B] {
+            let world = pair_with(|setups| (setups[A].knows_peer, setups[B].knows_peer) = (knows[0], knows[1]));
+            let mut world = up(world);
+            world.set_interface(A, false);
+            world.run(secs(10));
+            world.kill(restarted);
+            world.run(secs(1));
+            world.start(restarted);
+            if restarted == B {
+                // It is told as soon as there is a session.
+                let told = |w: &World| w.status(B).peer_state == Some(State::AdminDown);
+                assert!(world.run_until(secs(6), told), "{knows:?}");
+                world.run(secs(10));
+                assert_eq!(states(&world), [State::AdminDown, State::Down]);
+                let knocks = [A, B].map(|end| world.logged(end, Kind::Knock).len());
+                world.run(secs(60));
+                assert_eq!([A, B].map(|end| world.logged(end, Kind::Knock).len()), knocks, "it goes on knocking");
+                world.set_interface(A, true);
+            } // else the interface is a new one, which is up
+            assert!(world.run_until(secs(6), World::together), "{restarted} restarted, {knows:?}");
+            carries(&mut world);
+        }
+    }
+}
+
+/// What is Down on purpose must not hide that the peer is gone, nor keep it from being found again.
+#[test]
+fn silence_beside_an_interface_that_is_down_is_seen_and_healed() {
+    for (down, moved) in [(A, A), (A, B), (B, A), (B, B)] {
+        let mut world = up(pair());
+        world.set_interface(down, false);
+        world.run(secs(5));
+        world.network.blocked = [true; 2];
+        world.run(secs(5));
+        assert_eq!([A, B].map(|end| world.status(end).peer_state), [None; 2], "the peer is not heard");
+        assert_eq!(world.status(down).state, State::AdminDown);
+        assert!([A, B].iter().any(|end| !world.logged(*end, Kind::Knock).is_empty()), "nobody looks for the other");
+        world.rebind(moved);
+        world.network.blocked = [false; 2];
+        assert!(world.run_until(secs(12), |w| w.status(1 - down).peer_state == Some(State::AdminDown)));
+        world.set_interface(down, true);
+        // The one who moved may be known by its Reports alone, until a path check has shown where it is.
+        assert!(world.run_until(secs(4), World::together), "{down} was down, {moved} moved");
+        carries(&mut world);
+    }
+}
+
+/// An end that answers nothing any more, and so cannot say it, is as silent as ever.
+#[test]
+fn a_peer_killed_with_its_interface_down_is_missed_and_found_again() {
+    let mut world = up(a_opens());
+    world.set_interface(B, false);
+    world.run(secs(2));
+    world.kill(B);
+    world.run(secs(10));
+    let status = world.status(A);
+    assert_eq!((status.state, status.peer_state), (State::Down, None));
+    world.start(B);
+    assert!(world.run_until(secs(6), World::together));
+    assert_eq!(world.ends[A].said(|e| *e == Event::PeerInterface { up: false }), 1);
+}
+
 // --- paths ----------------------------------------------------------------------------------------------------
 
 #[test]

@@ -72,6 +72,8 @@ enum Fault {
     Preshared(usize, Step),
     /// The way from this end carries datagrams of so many bytes at most.
     Narrow(usize, usize),
+    /// The operator takes this end's interface down, or up again.
+    Interface(usize, bool),
     /// Somebody who holds no key sends this end something.
     Forge(usize),
 }
@@ -121,7 +123,7 @@ impl Plan {
         let mut loss = || rough * *dice.pick(&[0.0, 0.01, 0.1, 0.3, 0.5]);
         let one = loss();
         let loss = [one, if rough * one > 0.2 { loss() } else { one }];
-        Plan {
+        let mut plan = Plan {
             network: Network {
                 loss,
                 duplicate: rough * *dice.pick(&[0.0, 0.05, 0.3]),
@@ -140,7 +142,11 @@ impl Plan {
             setups,
             end,
             lossy: dice.chance(0.25),
+        };
+        if !FAILED_WITHOUT_WAYS.contains(&seed) && !FAILED_WITH_WAYS.contains(&seed) {
+            draw_interfaces(&mut Dice::new(seed.rotate_left(32) ^ 0x646f_776e), &mut plan.faults, end);
         }
+        plan
     }
 }
 
@@ -226,6 +232,20 @@ fn draw_faults(dice: &mut Dice, end: Duration) -> Vec<(Duration, Fault)> {
     faults
 }
 
+/// In some worlds interfaces are taken down, and up again. With dice of its own, as ways are.
+fn draw_interfaces(dice: &mut Dice, faults: &mut Vec<(Duration, Fault)>, end: Duration) {
+    if !dice.chance(0.3) {
+        return;
+    }
+    for _ in 0..dice.range(1..5) {
+        let (at, who) = (dice.ms(0..end.as_millis() as u64), dice.range(0..2) as usize);
+        let longest = *dice.pick(&[50, 1_000, 20_000]);
+        let until = (at + dice.ms(0..longest)).min(end);
+        faults.extend([(at, Fault::Interface(who, false)), (until, Fault::Interface(who, true))]);
+    }
+    faults.sort_by_key(|(at, _)| *at);
+}
+
 /// What a way carries: often as much as anyone sends, never less than what all ways are taken to.
 fn draw_largest(dice: &mut Dice) -> usize {
     let any = dice.range(u64::from(MTU_FLOOR)..u64::from(MTU_CEILING)) as usize;
@@ -292,6 +312,7 @@ fn inflict(world: &mut World, fault: Fault) {
             }
         }
         Fault::Narrow(end, largest) => world.network.largest[end] = largest,
+        Fault::Interface(end, up) => world.set_interface(end, up),
         Fault::Forge(end) => forge(world, end),
         Fault::OwnKey(end, step) => change_key(world, end, step),
         Fault::Preshared(end, step) => change_preshared(world, end, step),
@@ -381,6 +402,7 @@ fn recover(world: &mut World, plan: &Plan) {
     for end in [A, B] {
         start(world, end);
         inflict(world, Fault::Wet(end));
+        inflict(world, Fault::Interface(end, true));
     }
     world.resolve_all();
     if plan.lossy {

@@ -297,7 +297,7 @@ fn report(inputs: &Value) -> Report {
         failed: long(&lane["failed"]),
     };
     Report {
-        state: [State::Down, State::Init, State::Up][int::<usize>(&inputs["state"]) - 1],
+        state: [State::AdminDown, State::Down, State::Init, State::Up][int::<usize>(&inputs["state"])],
         hold_us: int(&inputs["hold_us"]),
         time_us: long(&inputs["time_us"]),
         echo: long(&inputs["echo"]),

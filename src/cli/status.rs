@@ -24,14 +24,14 @@ pub(super) fn run(args: &StatusArgs) -> ExitCode {
     }
 }
 
-/// Shows one link, and says whether it is up.
+/// Shows one link, and says whether packets pass.
 fn one(link: &Path, json: bool) -> Result<bool, Failure> {
     let answer = ask(&interface_of(link)?)?;
     print(&if json { answer.text } else { show(&answer.status) })?;
-    Ok(answer.status.state == State::Up)
+    Ok(answer.status.passes())
 }
 
-/// Shows every link that runs, and says whether there are any and all of them are up.
+/// Shows every link that runs, and says whether there are any and packets pass on all of them.
 fn all(json: bool) -> Result<bool, Failure> {
     let run_dir = status::run_dir();
     let interfaces = status::running(&run_dir).map_err(|error| {
@@ -45,7 +45,7 @@ fn all(json: bool) -> Result<bool, Failure> {
     for interface in interfaces {
         match ask(&interface) {
             Ok(answer) => {
-                all_up &= answer.status.state == State::Up;
+                all_up &= answer.status.passes();
                 answers.push(if json { answer.text } else { show(&answer.status) });
             }
             Err(failure) => {
@@ -96,9 +96,12 @@ pub(super) fn interface_of(link: &Path) -> Result<String, Failure> {
 
 /// The link in a few lines.
 fn show(status: &Status) -> String {
-    let mut text = format!("{} ({}): {}", status.interface, status.name, state(status.state));
-    if let Some(since) = &status.since {
-        let _ = write!(text, " since {since}");
+    let mut text = format!("{} ({}): {}", status.interface, status.name, condition(status));
+    if let Some(problem) = &status.problem {
+        let _ = write!(text, "\n  problem   {}", problem.text);
+        if let Some(since) = &problem.since {
+            let _ = write!(text, ", since {since}");
+        }
     }
     if !status.local.public_key.is_empty() {
         let _ = write!(text, "\n  this end  {}", status.local.public_key);
@@ -226,8 +229,18 @@ fn locks(sandbox: &Sandbox) -> String {
     locks.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
+/// Whether packets pass, and since when or until when it is so.
+fn condition(status: &Status) -> String {
+    if let Some(until) = status.damped.as_ref().filter(|_| status.state == State::Up) {
+        return format!("damped until {until}; the interface has no carrier");
+    }
+    let state = state(status.state);
+    status.since.as_ref().map_or(state.to_owned(), |since| format!("{state} since {since}"))
+}
+
 fn state(state: State) -> &'static str {
     match state {
+        State::AdminDown => "administratively down",
         State::Up => "up",
         State::Init => "coming up",
         State::Down => "down",
@@ -280,7 +293,7 @@ fn drops(drops: &Drops) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::{Local, Path as Line, Peer, Session};
+    use crate::control::status::{Local, Path as Line, Peer, Problem, Session};
 
     fn status() -> Status {
         let traffic = |packets, bytes, loss_ratio, mtu| Traffic {
@@ -296,6 +309,8 @@ mod tests {
             interface: "tl0".into(),
             state: State::Up,
             since: Some("2026-01-02T03:04:05Z".into()),
+            damped: None,
+            problem: None,
             local: Local { public_key: "tlpub1own…".into() },
             peer: Peer {
                 public_key: "tlpub1…".into(),
@@ -374,6 +389,31 @@ tl0 (hq): down since 2026-01-02T03:04:05Z
   sandbox   no capabilities, no seccomp, no landlock
 ";
         assert_eq!(show(&status), shown);
+    }
+
+    #[test]
+    fn a_link_that_is_damped_does_not_count_as_up() {
+        assert!(status().passes());
+        let damped = Status { damped: Some("2026-01-02T03:04:09Z".into()), ..status() };
+        assert!(!damped.passes());
+        let first = "tl0 (hq): damped until 2026-01-02T03:04:09Z; the interface has no carrier\n";
+        assert!(show(&damped).starts_with(first), "{}", show(&damped));
+    }
+
+    #[test]
+    fn a_problem_is_shown_below_the_state() {
+        let problem = Problem {
+            code: "interface-down".into(),
+            text: "interface tl0 is administratively down (ip link set tl0 up)".into(),
+            since: Some("2026-01-02T03:04:05Z".into()),
+        };
+        let down = Status { state: State::AdminDown, problem: Some(problem), ..status() };
+        assert!(!down.passes());
+        let shown = "\
+tl0 (hq): administratively down since 2026-01-02T03:04:05Z
+  problem   interface tl0 is administratively down (ip link set tl0 up), since 2026-01-02T03:04:05Z
+  this end ";
+        assert!(show(&down).starts_with(shown), "{}", show(&down));
     }
 
     #[test]

@@ -6,11 +6,12 @@
 use super::interface::Way;
 use super::line::Line;
 use super::ports::Ports;
+use super::problem::{Code, Problems};
 use super::reconciler::{Seen, Wanted};
 use super::reload::Reload;
 use super::resolver::Resolver;
 use super::status::{Client, Identity, Listener, Moment, Since, WallClock};
-use super::story::Story;
+use super::story::{PEER_DOWN, Story, own_down};
 use super::{RunError, clock, keys};
 use crate::config::PathConfig;
 use crate::dataplane::{Dataplane, Mailbox, Message};
@@ -57,15 +58,8 @@ impl Inlets {
 }
 
 /// Waits for a change; for ever once there can be none.
-async fn changed(of: &mut watch::Receiver<Option<u16>>) {
+async fn changed<T>(of: &mut watch::Receiver<T>) {
     if of.changed().await.is_err() {
-        std::future::pending().await
-    }
-}
-
-/// Waits until the kernel shows something else; for ever once nobody looks any more.
-async fn looked(at: &mut watch::Receiver<Seen>) {
-    if at.changed().await.is_err() {
         std::future::pending().await
     }
 }
@@ -108,8 +102,10 @@ pub(super) struct Driver {
 #[derive(Default)]
 pub(super) struct DriverState {
     story: Story,
-    /// For when the state changed, and when each direction's size was found.
-    wall_clocks: [WallClock; 3],
+    problems: Problems,
+    /// For when the state changed, when each direction's size was found, until when the link is damped, and since when it has its
+    /// problem.
+    wall_clocks: [WallClock; 5],
     /// For when each of config's paths came or went.
     path_clocks: Vec<WallClock>,
     /// Where the peer is looked for, by each of config's paths, or by the link.
@@ -130,8 +126,8 @@ pub(super) struct DriverState {
 }
 
 impl DriverState {
-    pub(super) fn new(paths: &[PathConfig]) -> DriverState {
-        let story = Story::of(paths.iter().map(|path| path.name.clone()).collect());
+    pub(super) fn new(interface: &str, paths: &[PathConfig]) -> DriverState {
+        let story = Story::of(interface.to_owned(), paths.iter().map(|path| path.name.clone()).collect());
         DriverState {
             story,
             path_clocks: paths.iter().map(|_| WallClock::default()).collect(),
@@ -163,6 +159,7 @@ impl Driver {
             let now = clock()?;
             self.carry_out(now);
             self.show_line(now);
+            self.note_interface(now);
             if std::mem::take(&mut self.state.look_again) {
                 inlets.resolver.look_again();
             }
@@ -178,7 +175,7 @@ impl Driver {
                 (asker, addresses) = inlets.resolver.next() => Woken::Addresses(asker, addresses),
                 client = inlets.listener.next() => Woken::Asked(client),
                 () = changed(&mut self.ceiling) => Woken::Ceiling,
-                () = looked(&mut self.seen) => Woken::Seen,
+                () = changed(&mut self.seen) => Woken::Seen,
                 () = Inlets::hangup(&mut inlets.hangups) => Woken::Hangup,
                 () = &mut stop, if by.is_none() => Woken::Stop,
             };
@@ -321,6 +318,9 @@ impl Driver {
                 self.link.handle_route_change(now, id);
             }
         }
+        if let Some(interface) = &seen.interface {
+            self.link.handle_interface(now, interface.up);
+        }
         self.keep_carrier(now, &seen);
     }
 
@@ -358,6 +358,16 @@ impl Driver {
     fn tell_ports(&self) {
         let ports = self.dataplane.local_ports();
         self.wanted.send_if_modified(|told| std::mem::replace(&mut told.ports, ports) != told.ports);
+    }
+
+    /// Whether an interface that is administratively down keeps packets from passing.
+    fn note_interface(&self, now: Time) {
+        let (link, problems) = (self.link.status(), &self.state.problems);
+        match (link.state, link.peer_state) {
+            (State::AdminDown, _) => problems.set(Code::InterfaceDown, own_down(&self.identity.interface), now),
+            (_, Some(State::AdminDown)) => problems.set(Code::InterfaceDown, PEER_DOWN, now),
+            _ => problems.clear(Code::InterfaceDown),
+        }
     }
 
     fn send(&mut self, now: Time, Transmit { path, datagram }: Transmit) {
@@ -447,13 +457,16 @@ impl Driver {
 
     fn status(&mut self, now: Time) -> String {
         let (link, levels, ways) = (self.link.status(), self.link.levels(), self.link.ways());
-        let [state, tx, rx] = &mut self.state.wall_clocks;
+        let (damped_until, problem) = (self.line.damped_until(now), self.state.problems.worst());
+        let [state, tx, rx, damped, trouble] = &mut self.state.wall_clocks;
         let paths = &mut self.state.path_clocks;
         let show = |clock: &mut WallClock, moment| clock.show(moment, now, SystemTime::now());
         let since = Since {
             state: show(state, link.since),
             sizes: [(tx, link.tx_size), (rx, link.rx_size)].map(|(clock, found)| show(clock, found?.since)),
             paths: paths.iter_mut().zip(&ways).map(|(clock, way)| show(clock, way.since)).collect(),
+            damped: damped_until.and_then(|until| show(damped, until)),
+            problem: problem.as_ref().and_then(|problem| show(trouble, problem.since)),
         };
         let moment = Moment {
             now,
@@ -465,6 +478,7 @@ impl Driver {
             drops: &levels.drops,
             offloads: self.dataplane.offloads(),
             carrier: self.line.status(now),
+            problem,
         };
         moment.show(&self.identity, since).to_json()
     }

@@ -80,6 +80,10 @@ pub(super) enum Reason {
     PeerDown,
     /// The key of the session was taken out of the config.
     KeyRemoved,
+    /// The operator took this end's interface down.
+    AdminDown,
+    /// The operator took the peer's interface down.
+    PeerAdminDown,
     /// This end closed the link.
     Closed,
     /// The link's process ended without a word: it was killed, or crashed.
@@ -93,6 +97,8 @@ impl From<DownCause> for Reason {
             DownCause::Goodbye => Reason::Goodbye,
             DownCause::PeerDown => Reason::PeerDown,
             DownCause::KeyRemoved => Reason::KeyRemoved,
+            DownCause::AdminDown => Reason::AdminDown,
+            DownCause::PeerAdminDown => Reason::PeerAdminDown,
         }
     }
 }

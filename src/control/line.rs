@@ -94,6 +94,11 @@ impl Line {
         self.damping.on_at().map(|at| at.since(now)).filter(|left| !left.is_zero())
     }
 
+    /// Until when the interface gets no carrier although the link is Up; none where the carrier does not go by the link.
+    pub(super) fn damped_until(&self, now: Time) -> Option<Time> {
+        self.left(now).filter(|_| self.sets_carrier).map(|left| now + left)
+    }
+
     /// What `status` shows.
     pub(super) fn status(&mut self, now: Time) -> status::Carrier {
         status::Carrier {

@@ -12,7 +12,8 @@
 //! it is told to stop; then it says goodbye and nothing is left. The driver carries out what the engine says, in
 //! its order, and never blocks. Around it: `reconciler` keeps addresses, routes and rules in the kernel,
 //! `resolver` finds the peer's addresses, `interface` keeps the MTU, [`status`]
-//! answers who asks, `line` says whether the line counts as there, which routes and `hooks` go by, `reload` reads changed keys, `story` finds the words for the log.
+//! answers who asks, `line` says whether the line counts as there, which routes and `hooks` go by, `reload` reads changed keys, `story` finds the words for the log,
+//! `problem` knows what is wrong with the link.
 //!
 //! To embed a link in another program, give [`run_until`] a config and the moment to stop:
 //!
@@ -36,6 +37,7 @@ mod interface;
 mod line;
 mod names;
 mod ports;
+mod problem;
 mod reconciler;
 mod reload;
 mod resolver;
@@ -370,7 +372,7 @@ async fn drive_with(
         paths: config.paths.clone(),
         sandbox,
     };
-    let state = DriverState::new(&config.paths);
+    let state = DriverState::new(name, &config.paths);
     let reload = Reload::new(config, reads);
     let line = Line::new(sets_carrier, news);
     let reconciler = slot.take();

@@ -8,6 +8,7 @@ pub use socket::{AskError, ask, run_dir, running, socket_path};
 pub(super) use socket::{Client, Listener, is_live};
 
 use super::interface::inner;
+use super::problem;
 use crate::config::{self, Config, PathConfig};
 use crate::dataplane::Counters;
 use crate::keys::PublicKey;
@@ -35,10 +36,16 @@ pub struct Status {
     pub name: String,
     /// The interface.
     pub interface: String,
-    /// Whether the peer is there.
+    /// The state of liveness. Packets pass only while it is up and `damped` is null.
     pub state: State,
     /// Since when the state is what it is (RFC 3339, UTC); reckoned back from the wall clock, which may be wrong.
     pub since: Option<String>,
+    /// Until when the interface gets no carrier although the state is up, as it went down too often (RFC 3339, UTC); null if it has one.
+    #[serde(default)]
+    pub damped: Option<String>,
+    /// The worst of what keeps the link from doing its work; null if nothing is known to.
+    #[serde(default)]
+    pub problem: Option<Problem>,
     /// This end.
     #[serde(default)]
     pub local: Local,
@@ -65,6 +72,17 @@ pub struct Status {
     /// What holds the process; null if nothing does.
     #[serde(default)]
     pub sandbox: Option<Sandbox>,
+}
+
+/// What is wrong with a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What it is, in a word that stays the same: `interface-down`, `same-key-twice`, …
+    pub code: String,
+    /// What is wrong, where, and what to do.
+    pub text: String,
+    /// Since when (RFC 3339, UTC).
+    pub since: Option<String>,
 }
 
 /// What the process has given up, see [`crate::sys::sandbox`]. What the kernel does not have is false or null.
@@ -127,13 +145,15 @@ impl From<offloads::Offloads> for Offloads {
 
 /// The state of liveness (RFC 5880 §6.8.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum State {
+    /// The operator took this end's interface down.
+    AdminDown,
     /// Both ends hear each other.
     Up,
     /// The peer is heard, and does not say yet that it hears this end.
     Init,
-    /// The peer is not heard.
+    /// The peer is not heard, or says that its interface is down.
     Down,
 }
 
@@ -264,6 +284,12 @@ pub struct Drops {
 }
 
 impl Status {
+    /// Whether packets pass: both ends hear each other, and the interface has its carrier.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        self.state == State::Up && self.damped.is_none()
+    }
+
     /// As it is sent: one JSON document, readable as it stands.
     pub(super) fn to_json(&self) -> String {
         // It cannot fail: there are only strings, numbers that are finite, and named fields.
@@ -304,6 +330,10 @@ pub(super) struct Since {
     pub(super) sizes: [Option<String>; 2],
     /// Of each of config's paths.
     pub(super) paths: Vec<Option<String>>,
+    /// Until when the link is damped.
+    pub(super) damped: Option<String>,
+    /// Of the problem.
+    pub(super) problem: Option<String>,
 }
 
 /// What does.
@@ -320,6 +350,8 @@ pub(super) struct Moment<'a> {
     pub(super) drops: &'a LinkDrops,
     pub(super) offloads: offloads::Offloads,
     pub(super) carrier: Carrier,
+    /// The worst there is.
+    pub(super) problem: Option<problem::Problem>,
 }
 
 impl Moment<'_> {
@@ -333,11 +365,14 @@ impl Moment<'_> {
             name: identity.name.clone(),
             interface: identity.interface.clone(),
             state: match link.state {
+                LinkState::AdminDown => State::AdminDown,
                 LinkState::Up => State::Up,
                 LinkState::Init => State::Init,
                 LinkState::Down => State::Down,
             },
             since: since.state,
+            damped: since.damped,
+            problem: self.problem.as_ref().map(|problem| show_problem(problem, since.problem)),
             local: Local { public_key: in_use.map_or(identity.own, |keys| keys.own).to_string() },
             peer: Peer {
                 public_key: in_use
@@ -402,6 +437,12 @@ impl Moment<'_> {
     }
 }
 
+fn show_problem(problem: &problem::Problem, since: Option<String>) -> Problem {
+    // A code is written as a word.
+    let code = serde_json::to_value(problem.code).ok().and_then(|code| code.as_str().map(str::to_owned));
+    Problem { code: code.unwrap_or_default(), text: problem.text.clone(), since }
+}
+
 fn named_path(((config, way), since): ((&PathConfig, &link::WayStatus), Option<String>)) -> NamedPath {
     NamedPath {
         name: config.name.clone(),
@@ -433,10 +474,13 @@ fn thousandths(number: f64) -> f64 {
 pub(super) struct WallClock(Option<(Time, OffsetDateTime)>);
 
 impl WallClock {
-    /// `moment` in RFC 3339, when it is `now` on the boot clock and `wall` on the wall clock; `None` where that year cannot
-    /// be written.
+    /// `moment` in RFC 3339, when it is `now` on the boot clock and `wall` on the wall clock: the second it lies in, or if it is to come
+    /// the next one. `None` where that year cannot be written.
     pub(super) fn show(&mut self, moment: Time, now: Time, wall: SystemTime) -> Option<String> {
-        let wall = OffsetDateTime::from(wall.checked_sub(now.since(moment))?);
+        let mut wall = OffsetDateTime::from(wall.checked_sub(now.since(moment))?.checked_add(moment.since(now))?);
+        if moment > now {
+            wall = wall.checked_add(time::Duration::nanoseconds(999_999_999))?;
+        }
         let drift = |shown: OffsetDateTime| (shown - wall).abs();
         let shown = match self.0 {
             Some((last, shown)) if last == moment && drift(shown) < Duration::from_secs(2) => shown,
@@ -490,7 +534,7 @@ mod tests {
 
     fn since() -> Since {
         let at = |second: u8| Some(format!("2026-01-02T03:04:0{second}Z"));
-        Since { state: at(5), sizes: [at(6), at(7)], paths: vec![at(8), None] }
+        Since { state: at(5), sizes: [at(6), at(7)], paths: vec![at(8), None], damped: at(9), problem: at(0) }
     }
 
     fn key(n: u8) -> PublicKey {
@@ -518,6 +562,11 @@ mod tests {
             drops,
             offloads: offloads::Offloads::ALL,
             carrier: Carrier { follows: config::Carrier::Peer, on: false, losses: 5, wait_s: 2.0, left_s: Some(0.5) },
+            problem: Some(problem::Problem {
+                code: problem::Code::PeerSilent,
+                text: "no answer".into(),
+                since: Time(40_000_000_000),
+            }),
         }
     }
 
@@ -532,6 +581,7 @@ mod tests {
         let link = link::Status {
             state: LinkState::Up,
             since: Time(0),
+            peer_state: Some(LinkState::Up),
             session: Some(session),
             waits_for_keys: false,
             path: Some(path),
@@ -551,6 +601,12 @@ mod tests {
   "interface": "tl0",
   "state": "up",
   "since": "2026-01-02T03:04:05Z",
+  "damped": "2026-01-02T03:04:09Z",
+  "problem": {
+    "code": "peer-silent",
+    "text": "no answer",
+    "since": "2026-01-02T03:04:00Z"
+  },
   "local": {
     "public_key": "KEY1"
   },
@@ -708,5 +764,10 @@ mod tests {
         assert_eq!(set, "2026-01-02T03:04:05Z");
         let other = clock.show(Time(8_000_000_000), Time(8_000_000_000), epoch).unwrap();
         assert_eq!(other, "1970-01-01T00:00:00Z");
+        // What is to come is over by the time that is shown.
+        let (to_come, wall) = (Time(9_400_000_000), epoch + Duration::from_millis(5_700));
+        assert_eq!(clock.show(to_come, Time(8_000_000_000), wall).unwrap(), "1970-01-01T00:00:08Z");
+        let later = epoch + Duration::from_millis(6_700);
+        assert_eq!(clock.show(to_come, Time(9_000_000_000), later).unwrap(), "1970-01-01T00:00:08Z");
     }
 }

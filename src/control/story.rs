@@ -68,6 +68,10 @@ struct Pace {
 /// The story so far.
 #[derive(Default)]
 pub(super) struct Story {
+    /// The link's.
+    interface: String,
+    /// It is administratively down.
+    admin_down: bool,
     /// Of config's paths.
     names: Vec<String>,
     /// Of each of them; and of which is used.
@@ -82,9 +86,9 @@ pub(super) struct Story {
 }
 
 impl Story {
-    /// That of a link with paths of these names.
-    pub(super) fn of(names: Vec<String>) -> Story {
-        Story { names, ..Story::default() }
+    /// That of a link on this interface with paths of these names.
+    pub(super) fn of(interface: String, names: Vec<String>) -> Story {
+        Story { interface, names, ..Story::default() }
     }
 
     /// What there is to say about an event; `status` is the link's after it.
@@ -96,6 +100,11 @@ impl Story {
             Event::State { state, cause } => self.state(now, *state, *cause, status),
             Event::Session { epoch, rekeyed: true, .. } => Line::new(Level::DEBUG, format!("rekeyed, epoch {epoch}")),
             Event::Session { epoch, .. } => Line::new(Level::DEBUG, format!("a new session, epoch {epoch}")),
+            Event::PeerInterface { up: false } => {
+                self.connecting = None; // how long an operator waits is no figure of the link's
+                Line::new(Level::WARN, PEER_DOWN)
+            }
+            Event::PeerInterface { up: true } => Line::new(Level::INFO, "the peer's interface is up again"),
             Event::Path(path) => Line::new(Level::INFO, format!("the path moved to {}", path.peer)),
             Event::Way { way, up: true } => {
                 self.shut.remove(way);
@@ -194,10 +203,16 @@ impl Story {
     }
 
     fn state(&mut self, now: Time, state: State, cause: Option<DownCause>, status: &Status) -> Option<Line> {
+        let was_down = std::mem::replace(&mut self.admin_down, state == State::AdminDown);
         match (state, cause) {
+            (State::AdminDown, _) => {
+                self.connecting = None;
+                Line::new(Level::WARN, format!("{}; the peer is told", own_down(&self.interface)))
+            }
             (State::Up, _) => self.up(now, status),
+            (_, None) if was_down => Line::new(Level::INFO, format!("interface {} is up again", self.interface)),
             (_, None) => None,
-            (_, Some(cause)) => Line::new(Level::WARN, gone(cause)),
+            (_, Some(cause)) => gone(cause).and_then(|text| Line::new(Level::WARN, text)),
         }
     }
 
@@ -295,15 +310,28 @@ fn moved(keys: KeysInUse) -> String {
     format!("the link moved to other keys: this end's {}, the peer's {}{preshared}", keys.own, keys.peer)
 }
 
-fn gone(cause: DownCause) -> String {
-    match cause {
+/// What an operator did at the other end, and may undo there.
+pub(super) const PEER_DOWN: &str =
+    "the peer's interface is administratively down: no packets pass until it is up again (ip link set ... up there)";
+
+/// The same of this end.
+pub(super) fn own_down(interface: &str) -> String {
+    format!(
+        "interface {interface} is administratively down: no packets pass until it is up again (ip link set {interface} up)"
+    )
+}
+
+/// Why the link is not Up any more; none where that has its own line.
+fn gone(cause: DownCause) -> Option<String> {
+    Some(match cause {
         DownCause::Silence(silence) => {
             format!("peer gone: nothing heard for {} ({MISSED_REPORTS} missed reports)", seconds(silence))
         }
         DownCause::KeyRemoved => "the key of the session in use was taken out of the config".to_owned(),
         DownCause::Goodbye => "peer said goodbye".to_owned(),
         DownCause::PeerDown => "peer does not hear us any more, or has started anew".to_owned(),
-    }
+        DownCause::AdminDown | DownCause::PeerAdminDown => return None,
+    })
 }
 
 /// In what the ends differ, and what to do about it.
@@ -382,6 +410,25 @@ mod tests {
     }
 
     #[test]
+    fn an_interface_that_is_taken_down_is_named_with_the_command_that_takes_it_up() {
+        let mut story = two_paths();
+        story.tell(at(1), &Event::Connecting { addresses: vec![peer()] }, &Status::FRESH);
+        let mut told = |second, event| text(story.tell(at(second), &event, &up()));
+        let state = |state, cause| Event::State { state, cause };
+        let line = told(2, state(State::AdminDown, Some(DownCause::AdminDown)));
+        assert!(line.starts_with("WARN interface tl0 is administratively down"), "{line}");
+        assert!(line.contains("ip link set tl0 up") && line.contains("the peer is told"), "{line}");
+        assert_eq!(told(9, state(State::Down, None)), "INFO interface tl0 is up again");
+        assert_eq!(told(9, state(State::Init, None)), "");
+        let line = told(3_600, state(State::Up, None));
+        assert!(line.starts_with("INFO up with 203.0.113.7:7311: "), "an hour is no time to connect in: {line}");
+        let line = told(3_700, Event::PeerInterface { up: false });
+        assert!(line.starts_with("WARN the peer's interface is administratively down"), "{line}");
+        assert_eq!(told(3_700, state(State::Down, Some(DownCause::PeerAdminDown))), "", "said twice");
+        assert_eq!(told(3_800, Event::PeerInterface { up: true }), "INFO the peer's interface is up again");
+    }
+
+    #[test]
     fn an_end_that_is_called_knows_no_connect_time() {
         let event = Event::State { state: State::Up, cause: None };
         let line = text(Story::default().tell(at(1), &event, &up()));
@@ -433,7 +480,7 @@ mod tests {
     }
 
     fn two_paths() -> Story {
-        Story::of(vec!["fibre".into(), "lte".into()])
+        Story::of("tl0".into(), vec!["fibre".into(), "lte".into()])
     }
 
     #[test]

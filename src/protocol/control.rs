@@ -5,10 +5,12 @@ use super::{
     wire::{Malformed, Reader},
 };
 
-/// The three liveness states of RFC 5880 §6.8.6, with the numbers of its §4.1.
+/// The liveness states of RFC 5880 §6.2, with the numbers of its §4.1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
+    /// The operator took the sender's interface down: no packets pass, whatever is heard.
+    AdminDown = 0,
     /// The peer is not heard.
     #[default]
     Down = 1,
@@ -217,6 +219,7 @@ fn encode_report(report: &Report) -> Vec<u8> {
 
 fn parse_report(r: &mut Reader<'_>) -> Result<Report, Malformed> {
     let state = match r.u8()? {
+        0 => State::AdminDown,
         1 => State::Down,
         2 => State::Init,
         3 => State::Up,
@@ -257,8 +260,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reports_survive_the_trip(hold_us: u32, time_us: u64, echo: u64, lanes in prop::collection::vec(lane(), 1..=16)) {
-            let report = Report { state: State::Init, hold_us, time_us, echo, lanes };
+        fn reports_survive_the_trip(
+            state in prop::sample::select(vec![State::AdminDown, State::Down, State::Init, State::Up]),
+            hold_us: u32,
+            time_us: u64,
+            echo: u64,
+            lanes in prop::collection::vec(lane(), 1..=16),
+        ) {
+            let report = Report { state, hold_us, time_us, echo, lanes };
             let bytes = Message::Report(report.clone()).encode();
             prop_assert_eq!(Message::parse(&bytes), Ok(Message::Report(report)));
         }

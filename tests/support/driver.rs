@@ -10,6 +10,7 @@ use tieline::{
     packet::pieces::{Joined, Name, Part, Piece, cut},
     protocol::{
         EgressUpdate, Event, HEADER, IngressUpdate, Input, Output, Path, Received, Small, SocketId, TAG, Time,
+        control::State,
         wire::{Kind, data_flags},
     },
 };
@@ -25,6 +26,14 @@ impl World {
         let process = self.ends[end].process();
         process.watch.settled(outputs);
         process.watch.look(&process.link.status(), &process.link.ways());
+        let (interface_up, state) = (self.ends[end].interface_up, self.status(end).state);
+        assert_eq!(
+            state == State::AdminDown,
+            !interface_up,
+            "{}: {state:?}, its interface up: {interface_up}",
+            who(end)
+        );
+        let process = self.ends[end].process();
         let next = process.link.poll_timeout();
         if process.link.is_closed() {
             return self.kill(end);

@@ -77,6 +77,8 @@ pub struct End {
     pub closing: bool,
     /// Counts processes: the one running is the last.
     pub generation: u64,
+    /// Whether the operator has its interface up; each process makes a new one, which is.
+    pub interface_up: bool,
     /// The machine's own address.
     pub local: IpAddr,
     /// Each socket's address as the network shows it.
@@ -114,6 +116,7 @@ impl End {
             process: None,
             closing: false,
             generation: 0,
+            interface_up: true,
             local,
             sockets: BTreeMap::new(),
             used: SocketId(0),
@@ -152,6 +155,7 @@ impl End {
     /// Starts a process; the caller carries out what it says.
     pub fn start(&mut self, now: u64, seed: u64) {
         self.generation += 1;
+        self.interface_up = true;
         self.arrived.clear();
         let entropy = SeededEntropy::new(seed ^ self.generation.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let draws = entropy.draws();

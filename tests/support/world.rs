@@ -254,6 +254,24 @@ impl World {
         }
     }
 
+    /// The operator takes an end's interface down, or up again; whoever does so has woken the machine.
+    pub fn set_interface(&mut self, end: usize, up: bool) {
+        let now = self.now;
+        self.trace.note(now, ("interface", end, up), || format!("{}'s interface is up: {up}", who(end)));
+        if self.ends[end].running() && self.ends[end].asleep_until > now {
+            self.ends[end].asleep_until = 0;
+            self.timeout(end);
+        }
+        if self.ends[end].running() && !self.ends[end].closing {
+            let time = self.ends[end].time(now);
+            self.ends[end].interface_up = up;
+            let process = self.ends[end].process();
+            process.watch.handles(false);
+            process.link.handle_interface(time, up);
+            self.carry_out(end);
+        }
+    }
+
     /// The network shows this end's sockets under new addresses; where the peer has its name, it hears of it later.
     pub fn rebind(&mut self, end: usize) {
         let ids: Vec<SocketId> = self.ends[end].sockets.keys().copied().collect();

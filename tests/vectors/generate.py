@@ -32,6 +32,7 @@ def control_cases(rekeys):
         {"kind": "rekey_init", "part": 0, "parts": 1, "bytes": rekeys[3][0]["outputs"]["m1"]},
         {"kind": "rekey_resp", "part": 2, "parts": 3, "bytes": first["m2_parts"][2]},
         {"kind": "rekey_resp", "part": 0, "parts": 1, "bytes": rekeys[3][0]["outputs"]["m2"]},
+        report(0, [lane_counts(0)], 7, 8, 9),
         report(1, [zeros]),
         report(2, [lane_counts(0)], 0xFFFFFFFF, 2**64 - 1, 2**63),
         report(3, [lane_counts(i) for i in range(2)], 1500, 5_000_000, 4_900_000),

@@ -35,7 +35,7 @@ pub const SECTIONS: [(&str, usize); 12] = [
     ("rekey", 5),
     ("rekey_datagrams", 22),
     ("transport", 16),
-    ("control", 14),
+    ("control", 15),
     ("control_rejects", 19),
     ("cold_drops", 41),
     ("transport_drops", 15),

@@ -129,11 +129,13 @@ impl Story<'_> {
         }
     }
 
-    /// `v` and who: a NAT gives an end another address (0, 1), or its machine gets another one (2, 3).
+    /// `v` and who: a NAT gives an end another address (0, 1), or its machine gets another one (2, 3), or its interface is taken down,
+    /// or up again (4, 5).
     pub fn rebind(&mut self) {
-        match self.number() % 4 {
+        match self.number() % 6 {
             end @ (0 | 1) => self.world.rebind(end),
-            end => self.world.renumber(end - 2),
+            end @ (2 | 3) => self.world.renumber(end - 2),
+            end => self.world.set_interface(end - 4, !self.world.ends[end - 4].interface_up),
         }
     }
 

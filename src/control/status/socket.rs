@@ -238,6 +238,8 @@ mod tests {
             interface: "tl0".into(),
             state: State::Init,
             since: None,
+            damped: None,
+            problem: None,
             local: Default::default(),
             peer: Peer { public_key: "tlpub1…".into(), public_keys: Vec::new(), endpoint: None },
             rotation: Default::default(),

@@ -192,6 +192,8 @@ pub struct Status {
     pub state: State,
     /// Since when.
     pub since: Time,
+    /// The state the peer said last; none while it is not heard.
+    pub peer_state: Option<State>,
     /// The session in use.
     pub session: Option<SessionStatus>,
     /// Whether that is under other keys than a new one would be: this end has changed its own, and the peer does not know yet.
@@ -218,6 +220,7 @@ impl Status {
     pub(crate) const FRESH: Status = Status {
         state: State::Down,
         since: Time(0),
+        peer_state: None,
         session: None,
         waits_for_keys: false,
         path: None,
@@ -377,6 +380,15 @@ impl Link {
         self.settle(now);
     }
 
+    /// Hears whether the operator has this end's interface up (IFF_UP). While it is down the state is AdminDown, and the peer is
+    /// told (RFC 5880 §6.8.16); sessions and Reports go on. Saying the same again changes nothing.
+    pub fn handle_interface(&mut self, now: Time, up: bool) {
+        if self.closing.is_none() {
+            self.set_interface(now, up);
+            self.settle(now);
+        }
+    }
+
     /// Hears that a datagram could not be sent from the path's own address (EINVAL, EADDRNOTAVAIL, ENETUNREACH): it
     /// is unpinned.
     pub fn handle_send_failure(&mut self, now: Time, path: Path) {
@@ -487,6 +499,7 @@ impl Link {
         Status {
             state: self.liveness.state,
             since: self.liveness.since,
+            peer_state: self.liveness.peer.filter(|_| self.liveness.watches()),
             session: self.slots.cur.as_ref().map(|cur| SessionStatus {
                 cipher: cur.agreed.cipher,
                 post_quantum: cur.post_quantum,

@@ -159,7 +159,7 @@ impl Link {
         };
         let silent = self.last_heard().map(|heard| (heard + self.detection() / 2, Reason::Silence));
         // A session just opened has a detection time to bring the line Up.
-        let not_up = (self.liveness.state != State::Up)
+        let not_up = (self.liveness.state != State::Up && !self.liveness.rests())
             .then(|| (self.liveness.not_up_since.max(cur.established) + self.detection(), Reason::NotUp));
         let (at, reason) = [not_up, silent].into_iter().flatten().min_by_key(|(at, _)| *at)?;
         Some((at.max(start), reason))
@@ -180,7 +180,7 @@ impl Link {
         let due = self.attempt_due().filter(|(at, _)| *at <= now).map(|(_, reason)| reason);
         if let Some(attempt) = &self.attempt {
             let over = match attempt.reason {
-                Reason::NotUp => false,
+                Reason::NotUp => self.liveness.rests() && self.slots.cur.is_some(),
                 Reason::Silence => self.last_heard().is_some_and(|heard| heard > attempt.started),
                 Reason::Move => due.is_some() || !self.wants_to_move(),
             };

@@ -41,6 +41,10 @@ pub enum DownCause {
     PeerDown,
     /// A key that its session was made with is listed no longer.
     KeyRemoved,
+    /// The operator took this end's interface down.
+    AdminDown,
+    /// The operator took the peer's interface down, as the peer says.
+    PeerAdminDown,
 }
 
 /// What happened.
@@ -85,6 +89,11 @@ pub enum Event {
         state: State,
         /// Why it is not Up any more.
         cause: Option<DownCause>,
+    },
+    /// The peer says that its interface is administratively down, or is no more.
+    PeerInterface {
+        /// Whether it is up.
+        up: bool,
     },
     /// The line goes to another address of the peer's, or from another of its own.
     Path(Path),

@@ -83,12 +83,36 @@ impl Link {
         if self.slots.cur.as_ref().is_some_and(|cur| Arc::ptr_eq(&cur.agreed.lanes, lanes)) {
             self.measure.apply(now, report, lanes);
         }
-        let before = self.liveness.state;
+        let before = self.liveness;
         let news = self.liveness.hear(now, report.state);
-        let cause = (before == State::Up).then_some(DownCause::PeerDown);
-        self.after_state(now, before, cause);
+        let [was_down, is_down] = [before.peer, Some(report.state)].map(|said| said == Some(State::AdminDown));
+        if was_down != is_down {
+            self.event(Event::PeerInterface { up: was_down });
+        }
+        if self.liveness.rests() {
+            self.paths.set_probes(Vec::new()); // the peer is there: nobody needs to be found
+        }
+        let cause = match (is_down, before.state) {
+            (true, _) => Some(DownCause::PeerAdminDown),
+            (false, State::Up) => Some(DownCause::PeerDown),
+            (false, _) => None,
+        };
+        self.after_state(now, before.state, cause);
         if news {
             self.report_soon(now);
+        }
+    }
+
+    /// The operator took this end's interface down, or up again: the peer is told at once.
+    pub(super) fn set_interface(&mut self, now: Time, up: bool) {
+        let before = self.liveness.state;
+        if self.liveness.set_interface(now, up) {
+            let cause = (before == State::Up).then_some(DownCause::AdminDown);
+            self.after_state(now, before, cause);
+            self.report_soon(now);
+            // An end that was Down did not watch for silence: what it would have seen is due.
+            self.run_liveness(now);
+            self.run_ask(now);
         }
     }
 
@@ -116,7 +140,7 @@ impl Link {
 
     /// When silence will mean that the peer is gone.
     pub(super) fn next_liveness(&self) -> Option<Time> {
-        if self.liveness.state == State::Down {
+        if !self.liveness.watches() {
             return None;
         }
         Some(self.last_heard().map_or(self.liveness.since, |heard| heard + self.detection()))
@@ -130,7 +154,7 @@ impl Link {
 
     /// When the peer is asked whether it is there: its Report is overdue. The answer counts as heard, like everything.
     pub(super) fn next_ask(&self) -> Option<Time> {
-        if self.liveness.state == State::Down || self.paths.current.is_none() {
+        if !self.liveness.watches() || self.paths.current.is_none() {
             return None;
         }
         let interval = self.detection() / MISSED_REPORTS;
@@ -297,10 +321,10 @@ impl Link {
         }
     }
 
-    /// While the link is down: asks every address known whether the peer is there.
+    /// While the link is down, and no operator wants it so: asks every address known whether the peer is there.
     fn probe_while_down(&mut self) {
         // Where there are ways, all of them are asked anyway.
-        if self.liveness.state != State::Down || self.slots.cur.is_none() || self.ways.own.lead() {
+        if self.liveness.watches() || self.slots.cur.is_none() || self.ways.own.lead() {
             return;
         }
         let socket = self.paths.current.map_or(self.socket, |path| path.socket);
