@@ -272,7 +272,6 @@ scenario!(
         let seconds = std::env::var("TIELINE_RANDOM_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(10);
         let (lab, router) = sites("");
         let labs = [&lab, &beside(&lab, &router, 1), &beside(&lab, &router, 2)];
-        // Safe: the labs are changed before anything runs.
         let metrics = [100, 200, 300];
         let capture = Capture::at(&lab.right.network, &["right"]);
         let texts = metrics.map(|metric| format!("routes = [\"0.0.0.0/0\", \"::/0\"]\nmetric = {metric}\n"));
@@ -294,15 +293,15 @@ scenario!(
             match ends[n].take() {
                 // One stays, or the operator has stopped them all.
                 Some(end) if running == 1 => ends[n] = Some(end),
-                Some(end) if (random >> 40) % 2 == 0 => end.kill_9(),
+                Some(end) if (random >> 40).is_multiple_of(2) => end.kill_9(),
                 Some(end) => assert!(end.terminate().success()),
                 None => ends[n] = Some(start(n)),
             }
             assert_eq!(capture.leaked(), before, "left in plain text after link {n} changed");
             thread::sleep(Duration::from_millis((random >> 42) % 400));
         }
-        for n in 0..3 {
-            let end = ends[n].get_or_insert_with(|| start(n));
+        for (n, end) in ends.iter_mut().enumerate() {
+            let end = end.get_or_insert_with(|| start(n));
             wait_until("the link running", PATIENCE, || end.answers());
             end.wait_for_state("up");
         }

@@ -258,7 +258,7 @@ fn cannot_make(path: &Path, error: &io::Error) -> Failure {
             "name another folder with --out, or move the old one away first",
         ),
         _ => Failure::failed(
-            format!("{}: cannot make it: {}", path.display(), crate::os_error::in_words(&error)),
+            format!("{}: cannot make it: {}", path.display(), crate::os_error::in_words(error)),
             "check that you may write there, or name another folder with --out",
         ),
     }

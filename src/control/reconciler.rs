@@ -433,7 +433,7 @@ impl Reconciler {
         let name = found.oif.and_then(|oif| self.seen.links.iter().find(|(_, index)| **index == oif));
         let to = name.map_or_else(|| "nowhere (unreachable)".to_owned(), |(name, _)| format!("to {name}"));
         format!(
-            "{} is already routed {to} on this machine (metric {}, proto {}): `routes` in [link] lists what is behind the other \
+            "{} is already routed {to} on this machine (metric {}, proto {}): `routes` in [link] lists what is behind the *other* \
              end; take it out, or set another `metric`",
             route.network,
             found.metric,

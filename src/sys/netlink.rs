@@ -448,6 +448,13 @@ fn nameless(index: u32) -> String {
     format!("the interface with number {index}")
 }
 
+/// A question for all routes of a family: of the kernel's filters, which go by the header and by what follows it, none is set.
+fn all_routes(v6: bool) -> RouteMessage {
+    let mut query = RouteMessage::default();
+    query.header.address_family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    query
+}
+
 /// A question for the route to an address. What a route has and a question has not is left at 0, which the kernel insists on.
 fn route_query(to: IpAddr) -> RouteMessage {
     let mut query = RouteMessage::default();

@@ -88,11 +88,11 @@ impl Desired {
     /// The routes there should be.
     pub(super) fn routes(&self, state: &State) -> BTreeSet<OwnRoute> {
         let into = state.index.filter(|_| state.on || !self.follow);
-        let own = self.routes.iter().filter_map(|network| Some(self.into_link(network, into?)));
+        let own = self.routes.iter().filter_map(|network| Some(self.route_into(network, into?)));
         own.chain(self.twins()).chain(self.to_peers(state)).collect()
     }
 
-    fn into_link(&self, network: &IpNet, index: u32) -> OwnRoute {
+    fn route_into(&self, network: &IpNet, index: u32) -> OwnRoute {
         let metric = OwnRoute::metric_of(network, self.metric);
         OwnRoute { network: *network, table: table(network), metric, target: Target::Interface(index) }
     }

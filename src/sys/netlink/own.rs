@@ -3,14 +3,14 @@
 //! A route of another program has another number (`man 8 ip-route`, `protocol`), so that it cannot be mistaken for one of these. What
 //! belongs to which link is told by the metric, see [`OwnRoute::metric`].
 
-use super::{Netlink, NetlinkError, done, invalid};
+use super::{Netlink, NetlinkError, all_routes, done, invalid};
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -152,17 +152,9 @@ impl Netlink {
     pub async fn own_routes(&self) -> Result<Vec<OwnRoute>, NetlinkError> {
         let mut found = Vec::new();
         for v6 in [false, true] {
-            let mut query = match v6 {
-                true => RouteMessageBuilder::<Ipv6Addr>::new().build(),
-                false => RouteMessageBuilder::<Ipv4Addr>::new().build(),
-            };
-            // A kernel that checks strictly goes by these two, and answers with tieline's alone; another answers with all.
-            query.header = RouteHeader {
-                address_family: query.header.address_family,
-                protocol: RouteProtocol::Other(PROTOCOL),
-                ..RouteHeader::default()
-            };
-            query.attributes.clear();
+            let mut query = all_routes(v6);
+            // A kernel that checks strictly answers with tieline's alone; another answers with all.
+            query.header.protocol = RouteProtocol::Other(PROTOCOL);
             let mut routes = self.handle.route().get(query).execute();
             while let Some(route) = done(routes.try_next().await, || "reading the routing tables".to_owned())? {
                 found.extend(OwnRoute::read(&route));

@@ -1,12 +1,11 @@
 //! Whose a route is: which interface has the network already that another was to get, and who set it.
 
-use super::{Netlink, NetlinkError, done, next_hops};
+use super::{Netlink, NetlinkError, all_routes, done, next_hops};
 use futures_util::TryStreamExt;
-use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// `RT_TABLE_MAIN` (linux/rtnetlink.h).
 const MAIN: u32 = 254;
@@ -46,11 +45,7 @@ impl Netlink {
         table: Option<u32>,
     ) -> Result<Option<RouteOwner>, NetlinkError> {
         let (table, metric) = (table.unwrap_or(MAIN), metric.unwrap_or(if network.is_ipv4() { 0 } else { 1024 }));
-        // Without a destination it asks for all there are.
-        let query = match network {
-            IpAddr::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
-            IpAddr::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
-        };
+        let query = all_routes(network.is_ipv6());
         let mut routes = self.handle.route().get(query).execute();
         while let Some(route) = done(routes.try_next().await, || format!("looking for the route of {network}"))? {
             if table_of(&route) == table && metric_of(&route) == metric && leads_to(&route, network, prefix_len) {

@@ -1,7 +1,7 @@
 //! Policy routing (`man 8 ip-rule`): the links' default routes have a table of their own, and the links' own datagrams stay out of it.
 //!
 //! All rules stand before the main table's own (32,766) and behind those that anyone made beforehand. They carry
-//! [`PROTOCOL`](super::own::PROTOCOL). Those of a port, for as long as a link's own datagrams would enter a link:
+//! [`PROTOCOL`]. Those of a port, for as long as a link's own datagrams would enter a link:
 //!
 //! ```text
 //!   32689: iif lo ipproto udp sport PORT lookup 29458      routes to the peer, past any link

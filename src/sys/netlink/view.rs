@@ -1,16 +1,13 @@
 //! What the kernel's tables say now: interfaces, addresses, and the routes that a packet would take or could take.
 
 use super::own::{MAIN, OwnRoute, PROTOCOL};
-use super::{Netlink, NetlinkError, done, gateway, next_hops, one, route_query};
+use super::{Netlink, NetlinkError, all_routes, done, gateway, next_hops, one, route_query};
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An interface.
@@ -153,13 +150,8 @@ impl Netlink {
     }
 
     async fn main_table(&self, v6: bool) -> Result<Vec<MainRoute>, NetlinkError> {
-        let mut query = match v6 {
-            true => RouteMessageBuilder::<Ipv6Addr>::new().build(),
-            false => RouteMessageBuilder::<Ipv4Addr>::new().build(),
-        };
-        let address_family = query.header.address_family;
-        query.header = RouteHeader { address_family, table: MAIN as u8, ..RouteHeader::default() };
-        query.attributes.clear();
+        let mut query = all_routes(v6);
+        query.header.table = MAIN as u8;
         let mut found = Vec::new();
         let mut routes = self.handle.route().get(query).execute();
         while let Some(route) = done(routes.try_next().await, || "reading the main routing table".to_owned())? {
