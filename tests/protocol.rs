@@ -17,7 +17,7 @@ use tieline::{
         constants::SESSION_LIFE,
         control::State,
         crypto::{MacKey, Prk, x25519},
-        link::{DownCause, RekeyTimes},
+        link::{DownCause, LinkMtu, RekeyTimes},
         wire::{self, Kind, Verdict},
     },
 };
@@ -647,12 +647,15 @@ fn only_a_peer_whose_report_is_overdue_is_asked() {
     let check = |flight: &Flight| flight.kind() == Some(Kind::Control) && flight.bytes.len() == 44;
     let asked = |world: &World| world.log.iter().flatten().filter(|f| f.sender == A && check(f)).count();
     let mut world = up(pair());
+    world.run(secs(10));
+    // Mtu is as long as PathCheck: both ends have said theirs by now.
+    let offers = asked(&world);
     world.run(secs(60));
-    assert_eq!(asked(&world), 0, "on a line that loses nothing");
+    assert_eq!(asked(&world), offers, "on a line that loses nothing");
     world.network.blocked = [true; 2];
     world.run(secs(10));
     // From 1⅛ to 3 s of silence, each eighth of a second; afterwards, while Down, each interval.
-    let times = asked(&world);
+    let times = asked(&world) - offers;
     assert!((14..=24).contains(&times), "{times} times");
 }
 
@@ -979,4 +982,107 @@ fn a_wrong_length_or_version_is_malformed() {
     other.extend_from_slice(&key.mac16(&[&other.clone()]));
     refused(&mut world, B, from, &other, MALFORMED);
     assert_eq!(world.ends[B].said(|e| matches!(e, Event::OtherVersion { version: 2, .. })), 1);
+}
+
+// --- one MTU for a link ---------------------------------------------------------------------------------------
+
+/// What each end is to hold its interface to, as the size of a datagram, or as the MTU that the other end has been given.
+fn link_sizes(world: &World) -> [Option<u16>; 2] {
+    [A, B].map(|end| {
+        Some(match world.status(end).link_mtu? {
+            LinkMtu::Found { to_peer, from_peer } => to_peer.min(from_peer.unwrap_or(u16::MAX)),
+            LinkMtu::Given(mtu) => mtu,
+        })
+    })
+}
+
+/// Lets time pass, in which both ends send frames of 1,000 bytes. Gives when each end's size changed, and to what.
+fn sizes_over(world: &mut World, time: Duration) -> [Vec<(u64, u16)>; 2] {
+    let mut changes = [Vec::new(), Vec::new()];
+    let mut before = link_sizes(world);
+    for _ in 0..time.as_millis() / 20 {
+        [A, B].into_iter().for_each(|end| _ = world.send_frame(end, 1_000));
+        world.run(ms(20));
+        let now = link_sizes(world);
+        for end in [A, B] {
+            if now[end] != before[end] {
+                changes[end].push((world.now, now[end].expect("a size is not forgotten")));
+            }
+        }
+        before = now;
+    }
+    changes
+}
+
+#[test]
+fn both_ends_have_the_lower_size_of_both_directions_and_change_together() {
+    let mut world = a_opens();
+    world.network.largest = [usize::MAX, 1_372];
+    let mut world = up(world);
+    let changes = sizes_over(&mut world, secs(20));
+    assert_eq!(
+        changes.map(|changes| changes.into_iter().map(|(_, size)| size).collect::<Vec<_>>()),
+        [[1_372], [1_372]]
+    );
+    // Smaller in the other direction: at once, once, and at both ends within a second, whatever the line loses.
+    world.network.loss = [0.2; 2];
+    world.network.largest = [1_300, 1_372];
+    let [a, b] = sizes_over(&mut world, secs(20));
+    assert_eq!((a.len(), b.len()), (1, 1), "{a:?} {b:?}");
+    assert_eq!((a[0].1, b[0].1), (1_300, 1_300));
+    assert!(a[0].0.abs_diff(b[0].0) < 1_000_000_000, "{a:?} {b:?}");
+    // Larger again in both: when it has been found to be, and has held for half a minute, and is the same at both ends again.
+    world.network.loss = [0.0; 2];
+    world.network.largest = [usize::MAX; 2];
+    let from = world.now;
+    let [a, b] = sizes_over(&mut world, secs(400));
+    assert_eq!((a.last().unwrap().1, b.last().unwrap().1), (1_472, 1_472));
+    assert!(a.len() <= 2 && b.len() == a.len(), "one for each direction that grew: {a:?} {b:?}");
+    for (a, b) in a.iter().zip(&b) {
+        assert!(a.0 - from > 30_000_000_000 && a.0.abs_diff(b.0) < 1_000_000_000 && a.1 == b.1, "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn a_size_that_comes_and_goes_does_not_move_the_interfaces() {
+    let mut world = up(a_opens());
+    sizes_over(&mut world, secs(5));
+    assert_eq!(link_sizes(&world), [Some(1_472); 2]);
+    let mut changes = [0; 2];
+    for round in 0..40 {
+        world.network.largest[A] = if round % 2 == 0 { 1_300 } else { usize::MAX };
+        let more = sizes_over(&mut world, secs(25));
+        changes = [A, B].map(|end| changes[end] + more[end].len());
+    }
+    assert_eq!((changes, link_sizes(&world)), ([1, 1], [Some(1_300); 2]));
+}
+
+#[test]
+fn an_mtu_that_is_set_at_one_end_is_taken_by_the_other() {
+    let mut world = up(a_opens());
+    world.run(secs(3));
+    let time = world.ends[A].time(world.now);
+    world.ends[A].process().link.handle_given_mtu(time, Some(1_500));
+    world.carry_out(A);
+    world.run(ms(100));
+    assert_eq!(world.status(B).link_mtu, Some(LinkMtu::Given(1_500)));
+    assert!(matches!(world.status(A).link_mtu, Some(LinkMtu::Found { .. })));
+    // After a restart without it.
+    world.kill(A);
+    world.start(A);
+    assert!(world.run_until(secs(10), World::together));
+    world.run(secs(3));
+    assert_eq!(link_sizes(&world), [Some(1_472); 2]);
+}
+
+#[test]
+fn offers_that_both_have_are_not_repeated() {
+    let mut world = up(a_opens());
+    world.run(secs(10));
+    let offer = |flight: &&Flight| flight.kind() == Some(Kind::Control) && flight.bytes.len() == 12 + 32;
+    let count = |world: &World| world.log.as_ref().unwrap().iter().filter(offer).count();
+    let before = count(&world);
+    assert!((2..=8).contains(&before), "{before} offers");
+    world.run(secs(60));
+    assert_eq!(count(&world), before);
 }

@@ -27,7 +27,7 @@ use tieline::protocol::{
     Event, SocketId,
     constants::*,
     control::State,
-    link::{RekeyTimes, WayParams},
+    link::{LinkMtu, RekeyTimes, WayParams},
 };
 
 /// Worlds beyond those that found something before an end could have ways, and have none: a key taken out with what was heard under
@@ -424,6 +424,8 @@ fn recover(world: &mut World, plan: &Plan) {
     // A way once found to be narrower than it is may be taken for that for minutes; never for wider.
     assert!(world.run_until(MEASURED, fits), "more is sent than what fits, {MEASURED:?} after the faults ended");
 
+    assert!(world.run_until(AGREED, same_mtu), "two MTUs for one link {AGREED:?} later");
+
     // From here on nothing changes but by rekeys.
     let changes = |world: &World| [A, B].map(|end| world.ends[end].said(|e| matches!(e, Event::State { .. })));
     let (states, delivered) = (changes(world), [A, B].map(|end| world.ends[end].delivered));
@@ -454,6 +456,18 @@ fn fits(world: &World) -> bool {
         let process = world.ends[end].process.as_ref();
         found && process.is_some_and(|process| process.sender.longest() + MIN_TRANSPORT <= world.network.largest[end])
     })
+}
+
+/// How long until an offer has come that was lost while the line was bad: it is said again each 10 s at the latest.
+const AGREED: Duration = Duration::from_secs(25);
+
+/// Whether both ends hold their interfaces to the same size.
+fn same_mtu(world: &World) -> bool {
+    let [a, b] = [A, B].map(|end| match world.status(end).link_mtu {
+        Some(LinkMtu::Found { to_peer, from_peer: Some(from) }) => Some(to_peer.min(from)),
+        _ => None,
+    });
+    a.is_some() && a == b
 }
 
 /// Much of the line still is lost: both ends come together all the same. What luck may cost is judged over all worlds.

@@ -17,7 +17,7 @@ use tieline::{
     protocol::{
         self, Event, IngressUpdate, Output, Received, Time,
         constants::{HEADER, TAG, VERSION},
-        control::{LaneReport, Message, RekeySide, Report, State},
+        control::{LaneReport, Message, MtuOffer, RekeySide, Report, State},
         crypto::{MacKey, OpenKeys, Prk, sha256, x25519},
         handshake::{NOISE, Root},
         wire::{self, Cold, ColdCheck, Header, Kind, Malformed, Payload, Verdict, check_cold},
@@ -305,6 +305,11 @@ fn report(inputs: &Value) -> Report {
     }
 }
 
+fn offer(inputs: &Value) -> MtuOffer {
+    let field = |name: &str| (!inputs[name].is_null()).then(|| int(&inputs[name]));
+    MtuOffer { size: field("size"), mtu: field("mtu") }
+}
+
 #[test]
 fn control_messages_by_the_byte() {
     for vector in section("control") {
@@ -321,6 +326,9 @@ fn control_messages_by_the_byte() {
             "probe" => Message::Probe { mark: 0, size: int(&inputs["size"]) },
             "probe_ack" => Message::ProbeAck { mark: 0, size: int(&inputs["size"]) },
             "goodbye" => Message::Goodbye,
+            "mtu" => {
+                Message::Mtu { own: offer(&inputs["own"]), has: offer(&inputs["has"]), ask: inputs["ask"] == true }
+            }
             other => panic!("no control message {other}"),
         };
         let plaintext = bytes(&vector["outputs"]["plaintext"]);
@@ -336,7 +344,7 @@ fn what_is_wrong_with_a_control_message_alone_is_found_alone() {
         let plaintext = bytes(&v["inputs"]["plaintext"]);
         matches!(Message::parse(&plaintext), Err(Malformed) | Ok(Message::Unknown(_)))
     });
-    assert_eq!(found.count(), 12);
+    assert_eq!(found.count(), 18);
 }
 
 #[test]

@@ -57,6 +57,7 @@ fn unread(message: &Message, at: usize, written: u8) -> u8 {
     match (message, at) {
         (Message::Probe { .. }, 4..) | (Message::WayCheck { .. }, 16..) => 0xff,
         (Message::WayCheck { .. }, 1) => !3,
+        (Message::Mtu { .. }, 1) => !1,
         // All other reserved bytes are among the first four.
         (_, 0..4) if written == 0 => 0xff,
         _ => 0,

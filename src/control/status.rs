@@ -587,6 +587,7 @@ mod tests {
             path: Some(path),
             tx_size: Some(Found { size: 1_472, since: Time(1) }),
             rx_size: Some(Found { size: 1_304, since: Time(2) }),
+            link_mtu: None,
             rtt: Some(Duration::from_micros(12_100)),
             jitter: Some(Duration::from_micros(300)),
             tx_loss: Some(0.0),

@@ -149,6 +149,25 @@ pub const MTU_RAISE_FIRST: Duration = Duration::from_secs(10);
 /// … up to this (PMTU_RAISE_TIMER, RFC 8899 §5.1.1, which is twice as long).
 pub const MTU_RAISE_MAX: Duration = Duration::from_secs(300);
 
+/// The largest datagram that a user frame takes, and so the largest size an end may offer for the link's MTU.
+pub const MTU_LARGEST: u16 = 9_248;
+/// The least and …
+pub const LINK_MTU_MIN: u16 = 1_280;
+/// … the most an end may say that its interface's MTU is.
+pub const LINK_MTU_MAX: u16 = 9_000;
+/// A larger size has to hold this long before it is offered; twice as long each time it was offered and then did not last …
+pub const MTU_HOLD: Duration = Duration::from_secs(30);
+/// … up to this, and as at first where it lasted for so long.
+pub const MTU_HOLD_MAX: Duration = Duration::from_secs(600);
+/// An offer that the peer has not said to have is said again: so many times …
+pub const MTU_OFFERS: u32 = 5;
+/// … at this spacing, which then doubles …
+pub const MTU_OFFER_SPACING: Duration = Duration::from_millis(200);
+/// … up to this.
+pub const MTU_OFFER_SPACING_MAX: Duration = Duration::from_secs(10);
+/// Without an offer of the peer's for so long, what passes to the peer is the link's size.
+pub const MTU_OFFER_WAIT: Duration = Duration::from_secs(10);
+
 /// A piece of a cut frame waits this long for the others.
 pub const PIECE_TIME: Duration = Duration::from_secs(1);
 

@@ -50,6 +50,17 @@ pub struct Report {
     pub lanes: Vec<LaneReport>,
 }
 
+/// What an end says of packet sizes, see [`crate::protocol::link::LinkMtu`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MtuOffer {
+    /// Bytes of the largest datagram that passes in the direction the sender sends in, [`MTU_FLOOR`] to [`MTU_LARGEST`]; `None`
+    /// while that is not known.
+    pub size: Option<u16>,
+    /// The MTU of the sender's interface in bytes, [`LINK_MTU_MIN`] to [`LINK_MTU_MAX`], where the interface has it whatever
+    /// passes; `None` where it follows the link.
+    pub mtu: Option<u16>,
+}
+
 /// Which half of the rekey a part belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RekeySide {
@@ -123,6 +134,15 @@ pub enum Message<'a> {
         /// The clock of the end that answers, in microseconds since its boot.
         time_us: u64,
     },
+    /// What the sender offers for the MTU of both interfaces.
+    Mtu {
+        /// Its offer.
+        own: MtuOffer,
+        /// The receiver's, as the sender has it.
+        has: MtuOffer,
+        /// Whether it is to be answered with the receiver's own.
+        ask: bool,
+    },
     /// A kind of a later version.
     Unknown(u8),
 }
@@ -142,6 +162,9 @@ impl Message<'_> {
                 [&[9, uses, 0, 0], &cookie[..], &hold_us.to_be_bytes(), &[0; 4]].concat() // as long as its answer
             }
             Message::WayAnswer { cookie, time_us } => [&[10, 0, 0, 0], &cookie[..], &time_us.to_be_bytes()].concat(),
+            Message::Mtu { own, has, ask } => {
+                [&[11, u8::from(*ask), 0, 0][..], &encode_offer(*own), &encode_offer(*has)].concat()
+            }
             Message::PathCheck { lane, cookie } => [&[4, *lane, 0, 0], &cookie[..]].concat(),
             Message::PathAnswer { lane, cookie } => [&[5, *lane, 0, 0], &cookie[..]].concat(),
             Message::Probe { mark, size } => {
@@ -186,6 +209,11 @@ impl Message<'_> {
             10 => {
                 r.skip(3)?;
                 Message::WayAnswer { cookie: r.array()?, time_us: r.u64()? }
+            }
+            11 => {
+                let ask = r.u8()? & 1 != 0;
+                r.skip(2)?;
+                Message::Mtu { own: parse_offer(&mut r)?, has: parse_offer(&mut r)?, ask }
             }
             other => return Ok(Message::Unknown(other)),
         };
@@ -243,6 +271,19 @@ fn parse_report(r: &mut Reader<'_>) -> Result<Report, Malformed> {
     Ok(report)
 }
 
+/// 0 stands for what is not said.
+fn encode_offer(MtuOffer { size, mtu }: MtuOffer) -> [u8; 4] {
+    let ([a, b], [c, d]) = (size.unwrap_or(0).to_be_bytes(), mtu.unwrap_or(0).to_be_bytes());
+    [a, b, c, d]
+}
+
+fn parse_offer(r: &mut Reader<'_>) -> Result<MtuOffer, Malformed> {
+    let (size, mtu) = (Some(r.u16()?).filter(|n| *n != 0), Some(r.u16()?).filter(|n| *n != 0));
+    let in_range = size.is_none_or(|size| (MTU_FLOOR..=MTU_LARGEST).contains(&size))
+        && mtu.is_none_or(|mtu| (LINK_MTU_MIN..=LINK_MTU_MAX).contains(&mtu));
+    if in_range { Ok(MtuOffer { size, mtu }) } else { Err(Malformed) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,6 +324,23 @@ mod tests {
                         prop_assert_eq!(Message::parse(&again), Ok(message));
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn offers_are_in_range_or_malformed() {
+        let parse = |bytes: &[u8; 12]| Message::parse(bytes).is_ok();
+        let with = |at: usize, value: u16| {
+            let mut bytes = [11, 1, 0, 0, 0x05, 0xC0, 0, 0, 0, 0, 0x05, 0xDC];
+            bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+            bytes
+        };
+        for (at, range) in [(4, MTU_FLOOR..=MTU_LARGEST), (6, LINK_MTU_MIN..=LINK_MTU_MAX)] {
+            for at in [at, at + 4] {
+                let (low, high) = (*range.start(), *range.end());
+                assert!([0, low, high].into_iter().all(|value| parse(&with(at, value))), "{at}");
+                assert!(![1, low - 1, high + 1, u16::MAX].into_iter().any(|value| parse(&with(at, value))), "{at}");
             }
         }
     }

@@ -15,6 +15,7 @@
 //! Two ends in one process, in virtual time, are shown by `examples/in_memory.rs`.
 
 mod admission;
+mod agreement;
 pub mod constants;
 pub mod control;
 pub mod crypto;

@@ -161,6 +161,12 @@ def control_rejects():
         ("PathAnswer with a byte too many", bytes([5]) + bytes(12)),
         ("ProbeAck cut short", bytes([7, 0, 5])),
         ("Goodbye with a byte too many", bytes([8, 0])),
+        ("Mtu cut short", bytes([11, 1, 0, 0]) + bytes(7)),
+        ("Mtu with a byte too many", bytes([11, 1, 0, 0]) + bytes(9)),
+        ("Mtu, a size of 547", bytes([11, 1, 0, 0]) + (547).to_bytes(2, "big") + bytes(6)),
+        ("Mtu, a size of 9,249", bytes([11, 1, 0, 0]) + (9249).to_bytes(2, "big") + bytes(6)),
+        ("Mtu, an MTU of 1,279", bytes([11, 1, 0, 0, 0, 0]) + (1279).to_bytes(2, "big") + bytes(4)),
+        ("Mtu, an MTU of 9,001 that the receiver has", bytes([11, 0, 0, 0]) + bytes(6) + (9001).to_bytes(2, "big")),
     ]
     return [
         {

@@ -23,6 +23,12 @@ CIPHER_NAMES = {1: "aes-256-gcm", 2: "chacha20-poly1305"}
 
 # -- control and transport ------------------------------------------------------------------------
 
+def mtu(own, has, ask):
+    """Two offers, each (size, MTU)."""
+    own, has = (dict(zip(("size", "mtu"), offer)) for offer in (own, has))
+    return {"kind": "mtu", "own": own, "has": has, "ask": ask}
+
+
 def control_cases(rekeys):
     first = rekeys[0][0]["outputs"]
     zeros = dict.fromkeys(lane_counts(0), u64(0))
@@ -41,6 +47,9 @@ def control_cases(rekeys):
         {"kind": "path_answer", "lane": 1, "cookie": fixed("cookie", 8).hex()},
         {"kind": "probe", "size": 1472},
         {"kind": "probe_ack", "size": 1472},
+        mtu((1472, None), (None, None), True),
+        mtu((548, 1280), (9248, 9000), False),
+        mtu((None, 1500), (1372, None), True),
         {"kind": "goodbye"},
     ]
     return [{"inputs": m, "outputs": {"plaintext": tl.control(m).hex()}} for m in messages]

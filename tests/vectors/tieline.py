@@ -202,6 +202,10 @@ def control(message):
         return struct.pack(">BBH", 6, 0, m["size"]) + bytes(m["size"] - 36)
     if name == "probe_ack":
         return struct.pack(">BBH", 7, 0, m["size"])
+    if name == "mtu":
+        # 0 stands for what is not said.
+        own, has = ((offer["size"] or 0, offer["mtu"] or 0) for offer in (m["own"], m["has"]))
+        return struct.pack(">BBHHHHH", 11, 1 if m["ask"] else 0, 0, *own, *has)
     if name == "goodbye":
         return bytes([8])
     raise ValueError(name)

@@ -47,6 +47,7 @@ impl Story<'_> {
             [3, _, lanes, ..] => 24 + 40 * usize::from(lanes),
             [4 | 5, ..] => 12,
             [9 | 10, ..] => 20,
+            [11, ..] => 12,
             _ => return message,
         };
         if length < 64 {

@@ -17,6 +17,7 @@ mod upkeep;
 mod vectors;
 mod ways;
 
+pub use super::agreement::LinkMtu;
 use super::{
     admission::Admission,
     constants::*,
@@ -204,6 +205,8 @@ pub struct Status {
     pub tx_size: Option<Found>,
     /// That of the way back, as far as the peer's probes show it.
     pub rx_size: Option<Found>,
+    /// What the interface is to be held to, as both ends have it; `None` until that is known.
+    pub link_mtu: Option<LinkMtu>,
     /// The smoothed round-trip time.
     pub rtt: Option<Duration>,
     /// Interarrival jitter of the peer's Reports (RFC 3550 §6.4.1).
@@ -226,6 +229,7 @@ impl Status {
         path: None,
         tx_size: None,
         rx_size: None,
+        link_mtu: None,
         rtt: None,
         jitter: None,
         tx_loss: None,
@@ -511,6 +515,7 @@ impl Link {
             path: self.paths.current,
             tx_size: self.sizes.found(),
             rx_size: self.sizes.arrived(),
+            link_mtu: self.sizes.agreement.link(),
             rtt: self.measure.rtt(),
             jitter: self.measure.jitter(),
             tx_loss: self.measure.tx_loss(),

@@ -1,13 +1,15 @@
 //! What the path carries: the search for the own direction is started with the line, goes with its path, and tells the egress
-//! loop; the peer's probes are answered.
+//! loop; the peer's probes are answered. And what both ends hold their interfaces to.
 
 use super::{Event, Link, Output};
 use crate::protocol::{
     Time,
+    agreement::Agreement,
     constants::*,
-    control::{Message, State},
+    control::{Message, MtuOffer, State},
     halves::{EgressUpdate, Path},
     mtu::{Arrived, Found, Mtu},
+    slots::Rank,
 };
 use std::time::Duration;
 
@@ -46,6 +48,8 @@ pub(super) struct Sizes {
     searches: [Search; 2],
     /// What the peer's probes of its own two tell.
     arrived: [Arrived; 2],
+    /// What both ends make of it for their interfaces.
+    pub(super) agreement: Agreement,
     /// What the egress loop was told …
     told: Option<u16>,
     /// … and the people.
@@ -60,11 +64,12 @@ fn which(mark: u8) -> usize {
 impl Sizes {
     pub(super) fn new() -> Sizes {
         let searches = [0, MARK_SECOND].map(Search::new);
-        Sizes { searches, arrived: [Arrived::default(), Arrived::default()], told: None, said: None }
+        let arrived = [Arrived::default(), Arrived::default()];
+        Sizes { searches, arrived, agreement: Agreement::new(), told: None, said: None }
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
-        self.searches.iter().filter_map(|search| search.mtu.deadline()).min()
+        self.searches.iter().filter_map(|search| search.mtu.deadline()).chain(self.agreement.deadline()).min()
     }
 
     /// What both carry, if two are in use.
@@ -106,6 +111,12 @@ impl Link {
         self.settle(now);
     }
 
+    /// Hears that the interface has this MTU whatever passes, which the peer is told; with `None` it follows the link.
+    pub fn handle_given_mtu(&mut self, now: Time, mtu: Option<u16>) {
+        self.sizes.agreement.set_given(now, mtu);
+        self.settle(now);
+    }
+
     /// Hears that this machine did not take a datagram for `path` because of its size (EMSGSIZE): a probe of so many bytes, or, with
     /// `None`, user data.
     pub fn handle_too_big(&mut self, now: Time, path: Path, probe: Option<u16>) {
@@ -125,6 +136,20 @@ impl Link {
         }
     }
 
+    /// What the peer offers, `order` being the rank and counter of its message, and what it has of this end's offer.
+    pub(super) fn on_offer(&mut self, order: (Rank, u64), own: MtuOffer, has: MtuOffer, ask: bool) {
+        if self.sizes.agreement.hear(order, own, has, ask) {
+            self.send_offer();
+        }
+    }
+
+    fn send_offer(&mut self) {
+        let (own, has, ask) = self.sizes.agreement.message();
+        if let Some(index) = self.slots.cur.as_ref().map(|cur| cur.index) {
+            self.send_control(index, &Message::Mtu { own, has, ask }.encode(), None);
+        }
+    }
+
     /// Does what is due about sizes, and tells what has come of it.
     pub(super) fn run_sizes(&mut self, now: Time) {
         let cur = self.slots.cur.as_ref().filter(|_| self.liveness.state == State::Up);
@@ -141,6 +166,9 @@ impl Link {
             && std::mem::replace(&mut self.sizes.said, found).is_none_or(|said| said.size != size)
         {
             self.event(Event::Size { size });
+        }
+        if self.sizes.agreement.step(now, session.is_some(), found.map(|found| found.size)) {
+            self.send_offer();
         }
     }
 

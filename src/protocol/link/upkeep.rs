@@ -60,6 +60,7 @@ impl Link {
             Ok(Message::Goodbye) if is_cur => self.on_goodbye(now),
             Ok(Message::Probe { mark, size }) => self.on_probe(now, mark, size),
             Ok(Message::ProbeAck { mark, size }) => self.sizes.acked(now, mark, size),
+            Ok(Message::Mtu { own, has, ask }) => self.on_offer((rank, counter), own, has, ask),
             Ok(Message::Goodbye) => {}
             Ok(Message::Unknown(_)) | Err(_) => self.levels.drops.malformed.bump(),
         }
