@@ -61,11 +61,12 @@ scenario!(the_relay_does_to_frames_what_it_says_and_counts_it, 60, {
     assert!(slowest(&arrived) >= MS(290) && slowest(&arrived) < MS(2000), "{:?}", slowest(&arrived));
     assert!(order(&arrived) > 100);
 
-    // 1,000 frames of 142 bytes take 1.42 s at this rate; what comes faster than it goes waits, and then is too much.
+    // 1,000 frames of 142 bytes take 14 s at this rate, and are sent in far less, however busy the machine is; what comes
+    // faster than it goes waits, and then is too much.
     let started = Instant::now();
-    let (arrived, counts) = pass(Faults { rate: Some(100_000), ..perfect });
+    let (arrived, counts) = pass(Faults { rate: Some(10_000), ..perfect });
     assert!(counts.overflowed > 0 && arrived.len() as u64 == counts.passed, "{counts:?}");
-    assert!(started.elapsed() >= Duration::from_secs_f64(142.0 * counts.passed as f64 / 100_000.0));
+    assert!(started.elapsed() >= Duration::from_secs_f64(142.0 * counts.passed as f64 / 10_000.0));
 
     let (arrived, counts) = pass(Faults { cut: true, ..perfect });
     assert_eq!((arrived.len(), counts.lost), (0, 1000));
