@@ -132,8 +132,10 @@ pub struct HooksConfig {
 /// The interface's MTU: the largest inner packet, in bytes, without an Ethernet header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mtu {
-    /// From the route to the peer.
+    /// The largest packet that passes in one datagram in both directions, or what the other end has set.
     Auto,
+    /// That of [`LinkConfig::bridge`], where there is one and the file names no `mtu`.
+    Bridge,
     /// 1280 to 9000.
     Fixed(u16),
 }

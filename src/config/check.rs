@@ -93,13 +93,14 @@ impl Checker<'_> {
             Some(text) => self.parsed(text, parse::interface)?,
             None => "tl0".to_owned(),
         };
-        let mtu = match &link.mtu {
-            Some(value) => parse::mtu(value.get_ref()).map_err(|problem| self.source.at(value.span(), problem))?,
-            None => Mtu::Auto,
-        };
         let addresses = self.addresses(&link.address)?;
         let routes = self.routes(&link.routes, &addresses)?;
         let bridge = self.bridge(link, &interface)?;
+        let mtu = match &link.mtu {
+            Some(value) => parse::mtu(value.get_ref()).map_err(|problem| self.source.at(value.span(), problem))?,
+            None if bridge.is_some() => Mtu::Bridge,
+            None => Mtu::Auto,
+        };
         // An Ethernet may be joined to others by other hands.
         if addresses.is_empty() && routes.is_empty() && link.layer == Layer::Ip {
             let problem = Problem::new(

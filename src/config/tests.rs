@@ -143,6 +143,12 @@ fn an_ethernet_joins_a_bridge_or_has_addresses_or_is_left_to_others() {
         assert_eq!((config.link.layer, config.link.bridge.as_deref()), (Layer::Ethernet, bridge));
         assert_eq!(config.link.addresses.len(), addresses);
     }
+    // What stands in the file is meant.
+    for (more, mtu) in [("", Mtu::Bridge), ("\nmtu = \"auto\"", Mtu::Auto), ("\nmtu = 1400", Mtu::Fixed(1400))] {
+        let link = good(all, &format!("layer = \"ethernet\"\nbridge = \"br0\"{more}")).link;
+        assert_eq!(link.mtu, mtu, "{more}");
+        assert_ne!(good(all, &format!("layer = \"ethernet\"{more}")).link.mtu, Mtu::Bridge);
+    }
     let joined = good(all, "layer = \"ethernet\"\nbridge = \"br0\"");
     assert_eq!(joined.differences(&good(all, "layer = \"ethernet\"\nbridge = \"br1\"")), ["[link] bridge"]);
     assert_eq!(good(all, "layer = \"ethernet\"").differences(&good(all, "layer = \"ip\"")), ["[link] layer"]);

@@ -3,8 +3,8 @@
 //! The engine's order is kept: keys reach the ingress loop before the datagram that lets the peer use them. Nothing here
 //! waits but the one select; a datagram that cannot be sent now is lost, as on any wire.
 
-use super::interface::Way;
 use super::line::Line;
+use super::mtu::{Limits, Way};
 use super::ports::Ports;
 use super::problem::{Code, Problems};
 use super::reconciler::{Seen, Wanted};
@@ -58,7 +58,7 @@ impl Inlets {
 }
 
 /// Waits for a change; for ever once there can be none.
-async fn changed<T>(of: &mut watch::Receiver<T>) {
+pub(super) async fn changed<T>(of: &mut watch::Receiver<T>) {
     if of.changed().await.is_err() {
         std::future::pending().await
     }
@@ -73,7 +73,7 @@ enum Woken {
     /// Of one of config's paths, or of the link.
     Addresses(usize, Vec<SocketAddr>),
     Asked(Client),
-    Ceiling,
+    Limits,
     Seen,
     Hangup,
     Stop,
@@ -89,8 +89,8 @@ pub(super) struct Driver {
     pub(super) reload: Reload,
     /// The way to the peer, for whoever keeps the MTU …
     pub(super) way: watch::Sender<Way>,
-    /// … and the largest datagram that the own interface takes there.
-    pub(super) ceiling: watch::Receiver<Option<u16>>,
+    /// … and the sizes that come of it.
+    pub(super) limits: watch::Receiver<Limits>,
     /// What the kernel should have for the link …
     pub(super) wanted: watch::Sender<Wanted>,
     /// … and what it shows.
@@ -174,7 +174,7 @@ impl Driver {
                 message = inlets.mailbox.recv() => Woken::Mail(message),
                 (asker, addresses) = inlets.resolver.next() => Woken::Addresses(asker, addresses),
                 client = inlets.listener.next() => Woken::Asked(client),
-                () = changed(&mut self.ceiling) => Woken::Ceiling,
+                () = changed(&mut self.limits) => Woken::Limits,
                 () = changed(&mut self.seen) => Woken::Seen,
                 () = Inlets::hangup(&mut inlets.hangups) => Woken::Hangup,
                 () = &mut stop, if by.is_none() => Woken::Stop,
@@ -212,11 +212,7 @@ impl Driver {
                 self.admit(now);
             }
             Woken::Seen => self.look(now),
-            Woken::Ceiling => {
-                if let Some(ceiling) = *self.ceiling.borrow_and_update() {
-                    self.link.handle_ceiling(now, ceiling);
-                }
-            }
+            Woken::Limits => self.take_limits(now),
             Woken::Hangup => self.reload(now),
             Woken::Asked(client) => client.answer(&self.status(now)),
             Woken::Stop => self.end(now, Ok(())),
@@ -271,7 +267,7 @@ impl Driver {
             None => self.state.sought_first().unzip(),
         };
         let found = link.tx_size.map(|found| found.size);
-        let way = Way { path: way.0, peer: way.1.map(|address| address.ip()), found };
+        let way = Way { path: way.0, peer: way.1.map(|address| address.ip()), found, link: link.link_mtu };
         self.way.send_if_modified(|told| std::mem::replace(told, way) != way);
     }
 
@@ -301,6 +297,16 @@ impl Driver {
         for (asker, addresses) in ready {
             self.link.handle_addresses(now, asker, &addresses);
         }
+    }
+
+    /// Hands on the sizes that this machine sets: those of datagrams to the engine, the interface's to the reconciler.
+    fn take_limits(&mut self, now: Time) {
+        let Limits { ceiling, given, mtu } = *self.limits.borrow_and_update();
+        if let Some(ceiling) = ceiling {
+            self.link.handle_ceiling(now, ceiling);
+        }
+        self.link.handle_given_mtu(now, given);
+        self.wanted.send_if_modified(|told| std::mem::replace(&mut told.mtu, mtu) != mtu);
     }
 
     /// Follows what the kernel shows: routes, interfaces, addresses and the carrier of the link's own.
@@ -473,7 +479,7 @@ impl Driver {
             link,
             sought: self.state.sought_first().map(|(_, address)| address),
             ways: &ways,
-            ceiling: *self.ceiling.borrow(),
+            ceiling: self.limits.borrow().ceiling,
             counters: self.dataplane.counters(),
             drops: &levels.drops,
             offloads: self.dataplane.offloads(),

@@ -1,10 +1,12 @@
-//! The link's interface: made at start, and kept at the MTU that was found for the way to the peer. Its addresses and routes are
-//! the reconciler's.
+//! The link's interface: made at start. Which MTU it should have later is `mtu`'s to say; its addresses, routes and MTU are the
+//! reconciler's to keep.
 //!
 //! There is no undoing here: the kernel takes the interface, its addresses and its routes away when the last descriptor of
 //! the device closes, also after kill -9.
 
 use super::RunError;
+use super::mtu::BridgeMtu;
+use super::reconciler::GROUP;
 use crate::config::{self, Carrier, Config, LinkConfig, Mtu};
 use crate::dataplane::Device;
 use crate::keys::PublicKey;
@@ -12,12 +14,10 @@ use crate::packet::Layer;
 use crate::protocol::constants::MIN_TRANSPORT;
 use crate::protocol::crypto::{CryptoFailure, sha256};
 use crate::protocol::link::SetupError;
-use crate::sys::netlink::{Netlink, NetlinkError, Route};
+use crate::sys::netlink::{Netlink, NetlinkError};
 use crate::sys::offloads::TunOffloads;
 use crate::sys::{sysctl, tun};
 use std::net::{IpAddr, Ipv6Addr};
-use std::time::Duration;
-use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 /// An outer packet of this size is taken for granted until the way to the peer is known: Ethernet's.
@@ -30,12 +30,10 @@ const MAX_MTU: u32 = 9_000;
 /// the scheduler's clock (CONFIG_HZ=250), for so long the egress loop may have to wait for a processor. The kernel's 500 lose
 /// packets at a third of the rate the loop can keep up with (`docs/PERFORMANCE.md`).
 const QUEUE: u32 = 2_000;
-/// The way to the peer is looked at this often: its route may have changed.
-const REFRESH: Duration = Duration::from_secs(60);
 
 /// The largest datagram on a way that carries `outer` bytes to `peer`: less the IP header without options and the UDP header.
 /// None larger than the largest packet needs is counted.
-fn datagram(outer: u32, peer: IpAddr, layer: Layer) -> u16 {
+pub(super) fn datagram(outer: u32, peer: IpAddr, layer: Layer) -> u16 {
     let ip = if peer.is_ipv4() { 20 } else { 40 };
     outer.saturating_sub(ip + 8).min(MAX_MTU + around(layer)) as u16
 }
@@ -50,14 +48,16 @@ fn around(layer: Layer) -> u32 {
     (MIN_TRANSPORT + layer.overhead()) as u32
 }
 
-/// What `mtu = "auto"` is where packets of that size fit one datagram.
-fn auto(fits: u32) -> u32 {
+/// What an interface has that is to have this MTU, as far as a link can.
+pub(super) fn auto(fits: u32) -> u32 {
     fits.clamp(MIN_MTU, MAX_MTU)
 }
 
 /// The interface that was made.
 pub(super) struct Interface {
     pub(super) index: u32,
+    /// The MTU it was given, in bytes.
+    pub(super) mtu: u32,
     /// It lives as long as this does.
     pub(super) device: Device,
     /// Whether its carrier can be set, and is to follow the peer: it has none yet.
@@ -84,19 +84,35 @@ pub(super) async fn create(netlink: &Netlink, config: &Config, wish: TunOffloads
     if layer == Layer::Ethernet {
         netlink.set_hardware_address(index, hardware_address(&own, &config.interface)).await?;
     }
-    let mtu = match config.mtu {
-        Mtu::Fixed(mtu) => mtu.into(),
-        // The peer may be reached over IPv6.
-        Mtu::Auto => auto(inner(datagram(USUAL_MTU, IpAddr::V6(Ipv6Addr::UNSPECIFIED), layer), layer)),
-    };
-    netlink.set_mtu(index, mtu).await?;
-    set_longest(netlink, index, mtu, layer).await;
+    let mtu = first_mtu(netlink, config, layer).await?;
+    set_mtu(netlink, index, mtu, layer).await?;
     netlink.set_queue_length(index, QUEUE).await?;
     if let Some(bridge) = bridge {
         keep_quiet(&config.interface);
         netlink.join_bridge(index, bridge).await?;
     }
-    Ok(Interface { index, device, sets_carrier })
+    Ok(Interface { index, mtu, device, sets_carrier })
+}
+
+/// The MTU until it is known what passes.
+async fn first_mtu(netlink: &Netlink, config: &LinkConfig, layer: Layer) -> Result<u32, NetlinkError> {
+    // The peer may be reached over IPv6.
+    let usual = auto(inner(datagram(USUAL_MTU, IpAddr::V6(Ipv6Addr::UNSPECIFIED), layer), layer));
+    match (config.mtu, &config.bridge) {
+        (Mtu::Fixed(mtu), _) => Ok(mtu.into()),
+        (Mtu::Bridge, Some(name)) => {
+            // Before it is a port: the kernel lowers a bridge's MTU to that of its ports.
+            let found = BridgeMtu::find(&netlink.links().await?, name, GROUP, None);
+            let mtu = found.map_or(usual, |found| found.choose(&mut None));
+            info!(
+                "{} takes the MTU of bridge {name}, {mtu}: frames that do not fit one datagram go in pieces; mtu in [link] sets \
+                 another",
+                config.interface
+            );
+            Ok(mtu)
+        }
+        _ => Ok(usual),
+    }
 }
 
 /// Takes the carrier away until the peer is there, and has routing go by it; says whether that can be done.
@@ -164,6 +180,13 @@ fn longest(mtu: u32, layer: Layer) -> (u32, u16) {
     (overhead + HEADERS + segments * (mtu - HEADERS), segments as u16)
 }
 
+/// Sets the interface's MTU, and the longest super-packet that goes with it.
+pub(super) async fn set_mtu(netlink: &Netlink, index: u32, mtu: u32, layer: Layer) -> Result<(), NetlinkError> {
+    netlink.set_mtu(index, mtu).await?;
+    set_longest(netlink, index, mtu, layer).await;
+    Ok(())
+}
+
 /// Has the kernel make super-packets that are one send each. A longer one takes two, so a refusal is none.
 async fn set_longest(netlink: &Netlink, index: u32, mtu: u32, layer: Layer) {
     let (bytes, segments) = longest(mtu, layer);
@@ -172,107 +195,9 @@ async fn set_longest(netlink: &Netlink, index: u32, mtu: u32, layer: Layer) {
     }
 }
 
-/// The way to the peer, as far as it is known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Way {
-    /// Which of config's paths it is, if one.
-    pub(super) path: Option<usize>,
-    /// Where the peer is.
-    pub(super) peer: Option<IpAddr>,
-    /// The largest datagram that was found to arrive.
-    pub(super) found: Option<u16>,
-}
-
-/// Keeps the interface's MTU right for the way to the peer.
-pub(super) struct MtuKeeper {
-    netlink: Netlink,
-    index: u32,
-    config: Mtu,
-    layer: Layer,
-    /// By which interface each of config's paths leaves, and the link where it has none, where config says so.
-    uplinks: Vec<Option<String>>,
-    bind: Option<String>,
-    set: Option<u32>,
-    said: Option<u32>,
-}
-
-impl MtuKeeper {
-    pub(super) fn new(netlink: Netlink, index: u32, config: &Config) -> MtuKeeper {
-        let bind = config.local.bind.clone();
-        let uplinks = config.paths.iter().map(|path| path.interface.clone().or(bind.clone())).collect();
-        let link = &config.link;
-        MtuKeeper { netlink, index, config: link.mtu, layer: layer(link), uplinks, bind, set: None, said: None }
-    }
-
-    /// The route by which a path's datagrams leave.
-    async fn route_to(&self, peer: IpAddr, path: Option<usize>) -> Result<Route, NetlinkError> {
-        let uplink = path.map_or(self.bind.as_ref(), |path| self.uplinks.get(path)?.as_ref());
-        let Some(uplink) = uplink else {
-            return self.netlink.route_to(peer).await;
-        };
-        // Each time: one that went and came back has another index.
-        let out = self.netlink.index(uplink).await?;
-        self.netlink.clone().leaving_by(out).route_to(peer).await
-    }
-
-    /// Follows the way for ever, and tells the largest datagram that the route to the peer takes: more need not be tried.
-    pub(super) async fn follow(mut self, mut way: watch::Receiver<Way>, ceiling: watch::Sender<Option<u16>>) {
-        loop {
-            let Way { path, peer, found } = *way.borrow_and_update();
-            if let Some(peer) = peer {
-                match self.route_to(peer, path).await {
-                    Ok(route) => {
-                        let most = Some(datagram(route.mtu, peer, self.layer));
-                        ceiling.send_if_modified(|told| std::mem::replace(told, most) != most);
-                    }
-                    // Sending fails too, which says so soon enough.
-                    Err(error) => debug!("what the route to {peer} takes is not known: {error}"),
-                }
-            }
-            if let Some(found) = found
-                && let Err(error) = self.fit(inner(found, self.layer)).await
-            {
-                debug!("the interface's MTU stays: {error}");
-            }
-            tokio::select! {
-                changed = way.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(REFRESH) => {}
-            }
-        }
-    }
-
-    /// Packets of so many bytes fit one datagram.
-    async fn fit(&mut self, fits: u32) -> Result<(), NetlinkError> {
-        let mtu = match self.config {
-            Mtu::Fixed(mtu) => mtu.into(),
-            Mtu::Auto => auto(fits),
-        };
-        if self.config == Mtu::Auto && self.set != Some(mtu) {
-            self.netlink.set_mtu(self.index, mtu).await?;
-            set_longest(&self.netlink, self.index, mtu, self.layer).await;
-            self.set = Some(mtu);
-            info!("the interface's MTU is {mtu}");
-        }
-        if mtu > fits && self.said.replace(fits) != Some(fits) {
-            info!("{}", in_pieces(mtu, fits, self.config));
-        }
-        Ok(())
-    }
-}
-
-/// What to know of an interface whose packets may be larger than a datagram.
-fn in_pieces(mtu: u32, fits: u32, config: Mtu) -> String {
-    let what = format!("packets of more than {fits} bytes, up to the interface's MTU of {mtu}, go in pieces");
-    match config {
-        Mtu::Fixed(_) if fits >= MIN_MTU => format!("{what}; mtu = \"auto\" in [link] is faster where {fits} will do"),
-        _ => format!("{what}: {MIN_MTU} is the least an interface with IPv6 can have"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::PathConfig;
     use crate::sys::netns::NetNs;
     use crate::sys::testing::shell;
 
@@ -301,16 +226,6 @@ mod tests {
                 assert_eq!((bytes - header - HEADERS).div_ceil(payload), u32::from(segments));
                 assert!(bytes > 56_000 || mtu > 4_000, "{mtu}: {bytes}");
             }
-        }
-    }
-
-    #[test]
-    fn advice_fits_the_case() {
-        let fixed = in_pieces(1500, 1440, Mtu::Fixed(1500));
-        assert!(fixed.contains("more than 1440 bytes") && fixed.contains("mtu = \"auto\""), "{fixed}");
-        for config in [Mtu::Fixed(1280), Mtu::Auto] {
-            let small = in_pieces(1280, 1200, config);
-            assert!(small.contains("1280 is the least"), "{small}");
         }
     }
 
@@ -363,8 +278,8 @@ mod tests {
 
             shell("ip link add br-test type bridge && ip link set br-test up");
             config.link.bridge = Some("br-test".into());
-            let Interface { index, device, .. } = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
-            assert_eq!(netlink.mtu(index).await.unwrap(), 1398);
+            let Interface { index, mtu, device, .. } = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
+            assert_eq!((netlink.mtu(index).await.unwrap(), mtu), (1398, 1398));
             let own = config.local.private_key.public().unwrap();
             let address = hardware_address(&own, "tl-test").map(|byte| format!("{byte:02x}")).join(":");
             shell(&format!("ip link show dev tl-test | grep -q 'link/ether {address}'"));
@@ -372,6 +287,16 @@ mod tests {
             shell("test -z \"$(ip -6 addr show dev tl-test)\"");
             drop(device);
             assert!(netlink.index("tl-test").await.is_err(), "still there");
+
+            // Without an MTU in config it has that of the bridge, which stays what it was.
+            config.link.mtu = Mtu::Bridge;
+            for bridge in [1500, 9000, 1400] {
+                shell(&format!("ip link set br-test mtu {bridge}"));
+                let Interface { index, device: _device, .. } =
+                    create(&netlink, &config, TunOffloads::ALL).await.unwrap();
+                assert_eq!(netlink.mtu(index).await.unwrap(), bridge);
+                assert_eq!(netlink.mtu(netlink.index("br-test").await.unwrap()).await.unwrap(), bridge);
+            }
         });
     }
 
@@ -383,71 +308,5 @@ mod tests {
         };
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         network.run(|| runtime().block_on(test)).unwrap();
-    }
-
-    #[test]
-    fn an_interface_follows_the_route_to_the_peer_and_leaves_with_its_descriptor() {
-        in_own_network(async {
-            let netlink = Netlink::open().unwrap();
-            netlink.create_veth("out", "far").await.unwrap();
-            let out = netlink.index("out").await.unwrap();
-            netlink.set_mtu(out, 1492).await.unwrap();
-            netlink.add_address(out, "192.0.2.9".parse().unwrap(), 24).await.unwrap();
-            netlink.set_up(out).await.unwrap();
-
-            let mut config = config();
-            config.link = LinkConfig {
-                interface: "tl-test".into(),
-                addresses: vec!["10.99.0.1/30".parse().unwrap(), "fd99::1/126".parse().unwrap()],
-                routes: vec!["198.51.100.0/24".parse().unwrap(), "fd77::/64".parse().unwrap()],
-                mtu: Mtu::Auto,
-                metric: Some(7),
-                mss_clamp: false,
-                layer: config::Layer::Ip,
-                bridge: None,
-                routes_follow: false,
-                carrier: Carrier::Always,
-                duplicate: false,
-                fallback: config::Fallback::Block,
-            };
-            let Interface { index, device, .. } = create(&netlink, &config, TunOffloads::ALL).await.unwrap();
-            assert_eq!(netlink.mtu(index).await.unwrap(), 1420);
-
-            netlink.create_veth("lte", "tower").await.unwrap();
-            let lte = netlink.index("lte").await.unwrap();
-            netlink.set_mtu(lte, 1400).await.unwrap();
-            netlink.set_up(lte).await.unwrap();
-            shell("ip route add 192.0.2.0/24 dev lte metric 100");
-            let path = |interface: Option<&str>| PathConfig {
-                name: String::new(),
-                interface: interface.map(str::to_owned),
-                local: None,
-                endpoint: None,
-                priority: 100,
-            };
-            config.paths = vec![path(Some("out")), path(Some("lte")), path(None)];
-            let (way, watched) = watch::channel(Way::default());
-            let (tell, mut ceiling) = watch::channel(None);
-            let keeper = tokio::spawn(MtuKeeper::new(netlink.clone(), index, &config).follow(watched, tell));
-            way.send_replace(Way { path: None, peer: Some(V4), found: None });
-            ceiling.changed().await.unwrap();
-            assert_eq!(*ceiling.borrow(), Some(1464));
-            assert_eq!(netlink.mtu(index).await.unwrap(), 1420, "until it is found what passes");
-            for (path, most) in [(1, 1372), (0, 1464), (1, 1372), (2, 1464)] {
-                way.send_replace(Way { path: Some(path), peer: Some(V4), found: None });
-                let told = ceiling.wait_for(|told| *told == Some(most));
-                tokio::time::timeout(Duration::from_secs(10), told).await.expect("not by that interface").unwrap();
-            }
-            for (found, mtu) in [(1464, 1432), (1272, 1280), (1400, 1368)] {
-                way.send_replace(Way { path: None, peer: Some(V4), found: Some(found) });
-                let set = async { while netlink.mtu(index).await.unwrap() != mtu {} };
-                tokio::time::timeout(Duration::from_secs(10), set).await.unwrap();
-            }
-            drop(way);
-            keeper.await.unwrap();
-
-            drop(device);
-            assert!(netlink.index("tl-test").await.is_err(), "still there");
-        });
     }
 }

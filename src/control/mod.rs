@@ -11,7 +11,7 @@
 //! [`run`] is a whole link: it makes the interface, opens the socket, starts the packet loops and drives the engine until
 //! it is told to stop; then it says goodbye and nothing is left. The driver carries out what the engine says, in
 //! its order, and never blocks. Around it: `reconciler` keeps addresses, routes and rules in the kernel,
-//! `resolver` finds the peer's addresses, `interface` keeps the MTU, [`status`]
+//! `resolver` finds the peer's addresses, `mtu` knows which MTU the interface should have, [`status`]
 //! answers who asks, `line` says whether the line counts as there, which routes and `hooks` go by, `reload` reads changed keys, `story` finds the words for the log,
 //! `problem` knows what is wrong with the link.
 //!
@@ -35,6 +35,7 @@ mod entropy;
 mod hooks;
 mod interface;
 mod line;
+mod mtu;
 mod names;
 mod ports;
 mod problem;
@@ -65,8 +66,9 @@ use crate::sys::udp::BindError;
 use confine::{Closed, Confinement};
 use driver::{Driver, DriverState, Inlets};
 use hooks::Hooks;
-use interface::{Interface, MtuKeeper, Way};
+use interface::Interface;
 use line::Line;
+use mtu::{Limits, MtuKeeper, Way};
 use ports::Ports;
 use reconciler::{Reconciler, Wanted};
 use reload::Reload;
@@ -326,8 +328,8 @@ async fn drive_with(
     let locals: Result<Vec<SocketAddr>, _> = sockets.iter().map(|(_, socket)| socket.local_addr()).collect();
     let locals = locals.map_err(RunError::system("cannot read a socket's address"))?;
     let interface = interface::create(&netlink, &config, options.offloads.tun).await?;
-    let Interface { index, device, sets_carrier } = interface;
-    let wanted = first_wanted(&config, &locals);
+    let Interface { index, mtu, device, sets_carrier } = interface;
+    let wanted = Wanted { mtu: Some(mtu), ..first_wanted(&config, &locals) };
     if let Some(reconciler) = slot {
         reconciler.attach(index, wanted.clone()).await?;
     }
@@ -350,10 +352,12 @@ async fn drive_with(
     info!("{} on interface {name}, UDP {}", config.name, listed(&locals));
 
     let (way, followed) = watch::channel(Way::default());
-    let (found, ceiling) = watch::channel(None);
+    let (tell, limits) = watch::channel(Limits { mtu: Some(mtu), ..Limits::default() });
     let (wanted, wants) = watch::channel(wanted);
+    let reconciler = slot.take();
+    let (show, seen) = watch::channel(reconciler.as_ref().map(Reconciler::seen).unwrap_or_default());
     // They end when the driver does, as nobody tells them any more where the peer is and how the line is.
-    tokio::spawn(MtuKeeper::new(netlink, index, &config).follow(followed, found));
+    tokio::spawn(MtuKeeper::new(netlink, mtu, &config).follow(followed, seen.clone(), tell));
     let inlets = Inlets {
         timer: Timer::new().map_err(RunError::system("cannot make a timer"))?,
         mailbox,
@@ -375,10 +379,8 @@ async fn drive_with(
     let state = DriverState::new(name, &config.paths);
     let reload = Reload::new(config, reads);
     let line = Line::new(sets_carrier, news);
-    let reconciler = slot.take();
-    let (show, seen) = watch::channel(reconciler.as_ref().map(Reconciler::seen).unwrap_or_default());
     let reconciler = reconciler.map(|reconciler| tokio::spawn(reconciler.run(wants, show)));
-    let driver = Driver { link, line, dataplane, ports, identity, reload, way, ceiling, wanted, seen, state };
+    let driver = Driver { link, line, dataplane, ports, identity, reload, way, limits, wanted, seen, state };
     let result = driver.run(inlets, stop).await;
     if let Some(task) = reconciler {
         end_reconciler(task, result.is_ok()).await;
@@ -397,6 +399,7 @@ fn first_wanted(config: &Config, locals: &[SocketAddr]) -> Wanted {
     let known = endpoints(config).into_iter().flatten().filter_map(Endpoint::address);
     Wanted {
         on: false,
+        mtu: None,
         peers: known.map(|ip| ip.to_canonical()).collect(),
         ports: locals.iter().map(SocketAddr::port).collect(),
     }
@@ -432,7 +435,7 @@ fn treatment(config: &Config) -> Treatment {
     let most = match config.link.mtu {
         Mtu::Fixed(mtu) => mtu,
         // What fits is what the interface has.
-        Mtu::Auto => u16::MAX,
+        Mtu::Auto | Mtu::Bridge => u16::MAX,
     };
     Treatment { dscp: config.local.dscp, clamp: config.link.mss_clamp.then_some(most) }
 }

@@ -14,14 +14,18 @@ mod desired;
 mod detour;
 mod restore;
 
+use super::interface;
+use super::mtu::BridgeMtu;
 use crate::config::{Carrier, Config};
+use crate::packet::Layer;
 use crate::sys::netlink::monitor::{Change, Monitor, Notification};
 use crate::sys::netlink::own::OwnRoute;
 use crate::sys::netlink::rules::OwnRule;
 use crate::sys::netlink::view::{LinkState, Packet, Taken, protocol_name};
 use crate::sys::netlink::{Netlink, NetlinkError};
 use desired::{Desired, State};
-use detour::{Detours, GROUP, Uplinks};
+pub(super) use detour::GROUP;
+use detour::{Detours, Uplinks};
 use ipnet::IpNet;
 use restore::{Item, Restorer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +51,8 @@ const MAX_PROCESS: u32 = 1 << 22;
 pub(super) struct Wanted {
     /// The link carries, as damping has it.
     pub(super) on: bool,
+    /// The interface's MTU in bytes.
+    pub(super) mtu: Option<u32>,
     /// Where datagrams of the link's own go, or may go soon.
     pub(super) peers: BTreeSet<IpAddr>,
     /// The UDP ports they come from.
@@ -58,6 +64,8 @@ pub(super) struct Wanted {
 pub(super) struct Seen {
     /// The link's interface; `None` if it is not in this network namespace any more.
     pub(super) interface: Option<LinkState>,
+    /// The MTUs at the bridge that the interface joins, if it is to join one and that is there.
+    pub(super) bridge: Option<BridgeMtu>,
     /// All interfaces by name, with the index each has.
     pub(super) links: Arc<BTreeMap<String, u32>>,
     /// Rises with each change of an address or interface of this machine.
@@ -79,6 +87,7 @@ pub(super) struct Reconciler {
     /// The names of the interfaces that sockets are bound to; `None` stands for a socket that is bound to none.
     outs: Vec<Option<String>>,
     bridge: Option<String>,
+    layer: Layer,
     /// The interface's carrier follows the link.
     carrier: bool,
     wanted: Wanted,
@@ -113,6 +122,7 @@ impl Reconciler {
             mark: config.mark(),
             outs: outs(config),
             bridge: config.link.bridge.clone(),
+            layer: interface::layer(&config.link),
             carrier: config.link.carrier == Carrier::Peer,
             wanted: Wanted::default(),
             seen: Seen::default(),
@@ -252,6 +262,8 @@ impl Reconciler {
             ..State::default()
         };
         detours.fill(&mut state, self.desired.has_default(false) || self.desired.has_default(true));
+        // First: below 1280 bytes the kernel takes neither routes nor addresses of IPv6.
+        self.keep_mtu().await?;
         self.keep_routes(&state).await?;
         self.keep_rules(&state).await?;
         self.keep_interface(&links).await?;
@@ -265,6 +277,8 @@ impl Reconciler {
         if *self.seen.links != by_name {
             self.seen.links = Arc::new(by_name);
         }
+        let bridge = self.bridge.as_ref();
+        self.seen.bridge = bridge.and_then(|name| BridgeMtu::find(links, name, GROUP, self.index));
         let Some(index) = self.index else { return };
         // Another interface may have the index of one that was moved to another network namespace.
         let is_ours =
@@ -352,6 +366,17 @@ impl Reconciler {
             self.set(Item::Group, async move || netlink.set_group(link.index, GROUP).await).await?;
         }
         self.keep_bridge(&link, links).await
+    }
+
+    async fn keep_mtu(&mut self) -> Result<(), NetlinkError> {
+        let Some(link) = self.seen.interface.clone().filter(|link| link.up) else { return Ok(()) };
+        let Some(mtu) = self.wanted.mtu else { return Ok(()) };
+        if link.mtu != mtu {
+            let (netlink, index, layer) = (self.netlink.clone(), link.index, self.layer);
+            self.set(Item::Mtu(mtu), async move || interface::set_mtu(&netlink, index, mtu, layer).await).await?;
+        }
+        self.remember(|item| matches!(item, Item::Mtu(_)), &[Item::Mtu(mtu)].into(), |_| link.mtu == mtu);
+        Ok(())
     }
 
     /// The link-local address is the kernel's to choose, and is not given again once it was removed.

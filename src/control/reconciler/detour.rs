@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// The group that tieline puts its interfaces in, by which one link knows those of others.
-pub(super) const GROUP: u32 = MARK;
+pub(in crate::control) const GROUP: u32 = MARK;
 
 /// What the peers' addresses need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

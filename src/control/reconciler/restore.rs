@@ -28,6 +28,8 @@ pub(super) enum Item {
     Rule(OwnRule),
     Bridge(String),
     Group,
+    /// The interface's, in bytes.
+    Mtu(u32),
 }
 
 impl fmt::Display for Item {
@@ -43,6 +45,7 @@ impl fmt::Display for Item {
             Item::Route(OwnRoute { network, .. }) => write!(f, "route {network}"),
             Item::Rule(rule) => write!(f, "{} rule {}", if rule.v6 { "IPv6" } else { "IPv4" }, rule.priority()),
             Item::Bridge(bridge) => write!(f, "membership of bridge {bridge}"),
+            Item::Mtu(mtu) => write!(f, "MTU {mtu}"),
             Item::Group => f.write_str("the interface's group"),
         }
     }
@@ -115,12 +118,12 @@ impl Restorer {
         let mut sentences = Vec::new();
         let restored = std::mem::take(&mut self.restored);
         if !restored.is_empty() {
-            sentences.push(format!("restored what {by} had removed: {}", list(&restored, NAMED.0)));
+            sentences.push(format!("restored what {by} had removed or changed: {}", list(&restored, NAMED.0)));
         }
         let given_up = std::mem::take(&mut self.given_up);
         if !given_up.is_empty() {
             sentences.push(format!(
-                "{by} removes {} each time it is restored: stop that program from managing this interface; until then tieline \
+                "{by} removes or changes {} each time it is restored: stop that program from managing this interface; until then tieline \
                  tries again every {} s only",
                 list(&given_up, NAMED.0),
                 TRUCE.as_secs()
@@ -170,8 +173,8 @@ mod tests {
         }
         assert!((20..=25).contains(&tries), "{tries}");
         assert_eq!(lines.len(), 2, "{lines:?}");
-        assert!(lines[0].contains("process 4711 had removed: address 10.99.0.1/30"), "{lines:?}");
-        assert!(lines[1].contains("removes address 10.99.0.1/30 each time"), "{lines:?}");
+        assert!(lines[0].contains("process 4711 had removed or changed: address 10.99.0.1/30"), "{lines:?}");
+        assert!(lines[1].contains("removes or changes address 10.99.0.1/30 each time"), "{lines:?}");
         // Once it is left alone for longer, all is as it was.
         let later = start + Duration::from_secs(100);
         assert!(restorer.may_restore(later, &address()));
