@@ -10,6 +10,7 @@ mod common;
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -255,6 +256,71 @@ scenario!(
                 }
             }
         }
+    }
+);
+
+scenario!(
+    /// Hosts that are as they come, with 1500, behind bridges at both ends: the link has the bridges' MTU, and says so.
+    a_link_takes_the_mtu_of_its_bridge,
+    90,
+    {
+        for arguments in [[&[][..], &[]], [&BARE, &[]], [&BARE, &BARE]] {
+            let lab = bridged(arguments, "");
+            let lans = [Lan::at(&lab.left), Lan::at(&lab.right)];
+            let [near, far] = &[lans[0].host(1, 1500), lans[1].host(2, 1500)];
+            [near, far].into_iter().for_each(Host::take_addresses);
+            let ends = up(&lab);
+            for end in &ends {
+                end.wait_for_log(&["takes the mtu of bridge br0, 1500"], PATIENCE);
+                assert_eq!(end.site.interface_mtu(), 1500);
+            }
+            for (from, to) in [(near, far), (far, near)] {
+                for address in to.address {
+                    ping(&from.network, address, PATIENCE).unwrap();
+                    // Whole packets that may not be fragmented by whoever sends them.
+                    let most = if address.is_ipv4() { 1472 } else { 1452 };
+                    ip_ping(from, address, most);
+                }
+            }
+            everything(near, far);
+        }
+    }
+);
+
+/// Pings with so many bytes, and without leave to fragment them.
+fn ip_ping(from: &Host, to: IpAddr, bytes: usize) {
+    let mut command = Command::new("ping");
+    command.args(["-c", "3", "-i", "0.2", "-W", "5", "-M", "do", "-s", &bytes.to_string(), &to.to_string()]);
+    from.network.enter_at_start(&mut command).unwrap();
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{bytes} bytes to {to}: {}", String::from_utf8_lossy(&output.stdout));
+}
+
+scenario!(
+    /// The bridge changes, by hand and with its ports, and the link with it; what config says stays.
+    a_link_follows_the_mtu_of_its_bridge,
+    60,
+    {
+        let mut lab = bridged([&[], &[]], "");
+        lab.right.link += "mtu = 1400\n";
+        let lans = [Lan::at(&lab.left), Lan::at(&lab.right)];
+        let _hosts = [lans[0].host(1, 1500), lans[1].host(2, 1500)];
+        let [left, _right] = up(&lab);
+        assert_eq!([lab.left.interface_mtu(), lab.right.interface_mtu()], [1500, 1400]);
+        left.wait_for_log(&["mtu is 1500 here and 1400 at the other end"], PATIENCE);
+        // The bridge follows its lowest port, and that is not to be the link's for ever.
+        for mtu in [1400, 1500, 9000, 1500] {
+            ip(&lab.left.network, &format!("link set host1 mtu {mtu}"));
+            wait_until(&format!("an MTU of {mtu}"), PATIENCE, || lab.left.interface_mtu() == mtu);
+        }
+        for mtu in [1400, 9000] {
+            ip(&lab.left.network, &format!("link set br0 mtu {mtu}"));
+            wait_until(&format!("an MTU of {mtu}"), PATIENCE, || lab.left.interface_mtu() == mtu);
+        }
+        // And what another program gives it, it does not keep.
+        ip(&lab.left.network, "link set tl-left mtu 1300");
+        wait_until("the bridge's MTU", PATIENCE, || lab.left.interface_mtu() == 9000);
+        assert_eq!(lab.right.interface_mtu(), 1400);
     }
 );
 

@@ -16,8 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::lab::{Lab, Site};
-use common::{wait_until, way};
+use common::lab::{Lab, PATIENCE, PORT, Site};
+use common::nic::disable_offloads;
+use common::{nft, wait_until, way};
 use nix::unistd::{User, geteuid};
 use tieline::sys::netns::die_with_parent;
 
@@ -248,12 +249,22 @@ fn traffic_moves(name: &str, daemon: &str, config: fn(&Site, &Site) -> String) {
     }
 }
 
+impl Daemons {
+    /// What a daemon answers to a command.
+    fn ask(&self, daemon: &str, command: &str) -> String {
+        let output = Command::new("vtysh")
+            .arg("--vty_socket")
+            .arg(self.folder.path())
+            .args(["-d", daemon, "-c", command])
+            .output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    }
+}
+
 /// Whether the daemon knows two ways, by its own account.
 fn both_lines(daemons: &Daemons, daemon: &str) -> bool {
     let ask = if daemon == "bgpd" { "show ip bgp 10.2.0.0/24" } else { "show ip ospf neighbor" };
-    let output =
-        Command::new("vtysh").arg("--vty_socket").arg(daemons.folder.path()).args(["-d", daemon, "-c", ask]).output();
-    let text = String::from_utf8(output.unwrap().stdout).unwrap();
+    let text = daemons.ask(daemon, ask);
     match daemon {
         "bgpd" => text.contains("2 available"),
         _ => text.matches("Full").count() == 2,
@@ -271,6 +282,75 @@ scenario!(ospf_moves_traffic_because_of_the_carrier_and_back, 240, {
         traffic_moves("OSPF", "ospfd", ospf);
     }
 });
+
+/// From now on packets of the link longer than this are dropped before they reach a site, without a word.
+fn narrow(site: &Site, longest: usize) {
+    let rules = format!(
+        "table inet narrow {{
+            chain path {{
+                type filter hook prerouting priority -300
+                udp dport {PORT} meta length > {longest} drop
+            }}
+        }}"
+    );
+    nft::load(&site.network, &rules);
+}
+
+/// Whether OSPF's neighbour over the link is Full, by the daemon's own account.
+fn is_full(daemons: &Daemons, site: &Site) -> bool {
+    let text = daemons.ask("ospfd", &format!("show ip ospf neighbor {}", site.interface));
+    text.lines().any(|line| line.contains(site.interface) && line.contains("Full/"))
+}
+
+scenario!(
+    /// OSPF compares MTUs, and starts anew when one changes: with a direction that carries less it finds its neighbour, and when that
+    /// direction shrinks further it starts anew once.
+    ospf_is_full_though_one_direction_carries_less,
+    150,
+    {
+        if !can_route() || !nft::is_there() {
+            return;
+        }
+        let lab = sites("peer");
+        let (left, right) = (&lab.left, &lab.right);
+        // As the packet filter looks at what came in one receive.
+        [left, right].into_iter().for_each(|site| site.network.run(|| disable_offloads(site.name)).unwrap());
+        narrow(right, 1450);
+        let _ends = lab.up();
+        let both = |mtu| [left, right].map(Site::interface_mtu) == [mtu; 2];
+        let daemons = [Daemons::start(left, "ospfd", &ospf(left, right)), Daemons::start(right, "ospfd", &ospf(right, left))];
+        let full = || is_full(&daemons[0], left) && is_full(&daemons[1], right);
+        wait_until("neighbours that are Full", MEETING, || both(1390) && full());
+        let (since, over) = (Instant::now(), AtomicBool::new(false));
+        let (changes, seen) = thread::scope(|scope| {
+            let watches = [left, right].map(|site| scope.spawn(|| site.watch_interface_mtu(since, &over)));
+            let ending = Ending(&over);
+            narrow(right, 1400);
+            // Large datagrams show that the direction has shrunk; OSPF's own are small.
+            let (near, far) = ((at_home(left), 0), (at_home(right), 9));
+            let socket = left.network.run(|| UdpSocket::bind(near)).unwrap().unwrap();
+            wait_until("one lower MTU at both", PATIENCE, || {
+                let _ = socket.send_to(&[0; 1340], far);
+                both(1340)
+            });
+            // Until it has been Full for longer than a daemon takes to notice.
+            let (mut seen, mut since) = (Vec::new(), Instant::now());
+            wait_until("neighbours that stay Full", MEETING, || {
+                seen.push(full());
+                since = if seen.ends_with(&[true]) { since } else { Instant::now() };
+                since.elapsed() > Duration::from_secs(10)
+            });
+            drop(ending);
+            (watches.map(|watch| watch.join().unwrap()), seen)
+        });
+        let away = seen.windows(2).filter(|two| two[0] && !two[1]).count();
+        let not_full = seen.iter().filter(|full| !**full).count();
+        println!("interfaces changed {changes:.2?}; {not_full} of {} looks not Full, {away} times from Full", seen.len());
+        assert!(changes.iter().all(|of| of.len() == 1), "{changes:?}");
+        assert!(changes[0][0].0.abs_diff(changes[1][0].0) < Duration::from_secs(1), "{changes:?}");
+        assert!(away <= 1, "{seen:?}");
+    }
+);
 
 scenario!(
     /// The proof that it is the carrier: without it traffic stays where it is lost.

@@ -7,6 +7,7 @@
 mod common;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -419,3 +420,90 @@ scenario!(
         assert_eq!(nft::counted(&lab.right.network, "looped"), 0, "own datagrams in the link");
     }
 );
+
+/// Waits until the interface has its MTU and its addresses, and says how long that took.
+fn mtu_comes_back(network: &NetNs, mtu: u32) -> Duration {
+    let since = Instant::now();
+    let shown = || printed(network, "ip -o link show dev tl-right; ip addr show dev tl-right");
+    let all = [format!("mtu {mtu} "), "10.99.0.2/".into(), "fd99::2/".into(), "inet6 fe80:".into()];
+    wait_until("the MTU and the addresses", PATIENCE, || {
+        let shown = shown();
+        all.iter().all(|part| shown.contains(part.as_str()))
+    });
+    since.elapsed()
+}
+
+scenario!(
+    /// An MTU that is too small for IPv6, or larger than what the link carries, is taken back, and what the kernel removed with it.
+    an_mtu_that_another_program_sets_is_taken_back,
+    60,
+    {
+        for (config, mtu) in [("", 1440), ("mtu = 1400\n", 1400)] {
+            let mut lab = Lab::new();
+            lab.right.link = format!("{config}routes = [\"fd50::/64\"]\n");
+            let (_left, right) = lab.up();
+            let network = &lab.right.network;
+            mtu_comes_back(network, mtu);
+            let mut took = Vec::new();
+            for foreign in [1000, 9217, 1300, 576, 65_000] {
+                sh(network, &format!("ip link set tl-right mtu {foreign}"));
+                took.push(mtu_comes_back(network, mtu));
+                comes_back(network, "ip -6 route show", "fd50::/64 dev tl-right");
+                lab.right.ping_all(lab.left.inner[0]);
+                lab.right.ping_all(lab.left.inner[1]);
+            }
+            println!("taken back after {took:.3?}");
+            assert!(took.iter().min() < Some(&Duration::from_secs(1)), "{took:?}");
+            right.wait_for_log(&["restored", &format!("mtu {mtu}")], PATIENCE);
+            let words = format!("MTU {mtu}");
+            let log = lab.right.log();
+            let lines = log.lines().filter(|line| line.contains("restored") && line.contains(&words)).count();
+            assert!(lines <= 5 && !log.contains("cannot be set"), "{log}");
+            // And back by its own hand: IPv6 is there all the same.
+            sh(network, &format!("ip link set tl-right mtu 1000; ip link set tl-right mtu {mtu}"));
+            mtu_comes_back(network, mtu);
+        }
+    }
+);
+
+scenario!(
+    /// A program that sets another MTU each time is named, and let be until it ends.
+    a_fight_for_the_mtu_is_named_and_given_up,
+    90,
+    {
+        let lab = Lab::new();
+        let (_left, right) = lab.up();
+        let network = &lab.right.network;
+        mtu_comes_back(network, 1440);
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let ending = Ending(&over);
+            scope.spawn(|| {
+                lab.right.netlink(async |netlink| {
+                    let index = netlink.index("tl-right").await.unwrap();
+                    while !over.load(Relaxed) {
+                        if netlink.mtu(index).await.unwrap() == 1440 {
+                            netlink.set_mtu(index, 1300).await.unwrap();
+                        }
+                        thread::sleep(Duration::from_millis(5));
+                    }
+                });
+            });
+            right.wait_for_log(&["changes mtu 1440 each time it is restored"], PATIENCE);
+            thread::sleep(Duration::from_secs(3));
+            let log = lab.right.log();
+            assert!(log.lines().filter(|line| line.contains("MTU 1440")).count() <= 3, "{log}");
+            drop(ending);
+        });
+        mtu_comes_back(network, 1440);
+    }
+);
+
+/// Says that it is over, also when what was going on has failed.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}

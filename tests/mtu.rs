@@ -25,6 +25,8 @@ use tieline::sys::netns::NetNs;
 const STALL: Duration = Duration::from_secs(3);
 /// A search upward comes after 10 s.
 const GROWTH: Duration = Duration::from_secs(25);
+/// And what it finds has to hold before the interfaces grow: for 30 s, and twice as long the second time.
+const HOLD: Duration = Duration::from_secs(60);
 const MB: u64 = 1_000_000;
 
 /// Sites whose cable shows the packet filter each packet by itself.
@@ -128,7 +130,7 @@ fn while_transferring(from: &NetNs, to: &NetNs, address: IpAddr, story: impl FnO
 scenario!(
     /// 1500, then 1300, then 1500 again, for a host behind one end and one behind the other, over IPv4 and IPv6.
     a_way_that_shrinks_and_grows_is_followed_in_mid_transfer,
-    180,
+    300,
     {
         if nft::is_there() {
             let mut lab = lab();
@@ -165,7 +167,8 @@ fn shrink_and_grow(lab: &Lab, ends: [&End<'_>; 2], from: &NetNs, to: &Yard, fami
         let grown = Instant::now();
         ends.into_iter().for_each(|end| wait_for(end, 1440, 1440, GROWTH));
         println!("1300 to 1500: found after {:?}", grown.elapsed());
-        wait_until("the interfaces following", PATIENCE, || ends.iter().all(|end| end.site.interface_mtu() == 1440));
+        let follow = || ends.iter().all(|end| end.site.interface_mtu() == 1440);
+        wait_until("the interfaces following", HOLD + PATIENCE, follow);
         transfer.wait_for_more(20 * MB);
         let stall = transfer.stall();
         assert!(stall < STALL, "{stall:?}");
@@ -173,7 +176,7 @@ fn shrink_and_grow(lab: &Lab, ends: [&End<'_>; 2], from: &NetNs, to: &Yard, fami
 }
 
 scenario!(
-    /// One way narrows, the other does not: each end knows its own, and sees the other's.
+    /// One way narrows, the other does not: each end knows its own, and sees the other's. Both interfaces have what fits both.
     each_direction_has_a_size_of_its_own,
     60,
     {
@@ -183,12 +186,95 @@ scenario!(
             let (left, right) = lab.up();
             wait_for(&left, 1340, 1440, PATIENCE);
             wait_for(&right, 1440, 1340, PATIENCE);
-            assert_eq!((lab.left.interface_mtu(), lab.right.interface_mtu()), (1340, 1440));
+            let both = || [&lab.left, &lab.right].map(Site::interface_mtu) == [1340; 2];
+            wait_until("the interfaces following", PATIENCE, both);
             let since = left.status()["path"]["tx"]["mtu_since"].as_str().map(str::to_owned);
             assert!(since.is_some_and(|since| since.ends_with('Z')));
         }
     }
 );
+
+scenario!(
+    /// One direction shrinks and grows in mid-transfer: both interfaces change once each time, and within a second of each other.
+    both_interfaces_follow_the_direction_that_carries_less,
+    150,
+    {
+        if nft::is_there() {
+            let lab = lab();
+            let (left, right) = lab.up();
+            let sites = [&lab.left, &lab.right];
+            [&left, &right].into_iter().for_each(|end| wait_for(end, 1440, 1440, PATIENCE));
+            wait_until("the first MTU", PATIENCE, || sites.map(Site::interface_mtu) == [1440; 2]);
+            let (since, over) = (Instant::now(), AtomicBool::new(false));
+            let changes = thread::scope(|scope| {
+                let watches = sites.map(|site| scope.spawn(|| site.watch_interface_mtu(since, &over)));
+                let ending = Ending(&over);
+                let address = lab.right.inner[0];
+                while_transferring(&lab.left.network, &lab.right.network, address, |transfer| {
+                    transfer.wait_for_more(MB);
+                    narrow(&lab.right, 1400);
+                    wait_for(&left, 1340, 1440, PATIENCE);
+                    wait_until("both shrinking", PATIENCE, || sites.map(Site::interface_mtu) == [1340; 2]);
+                    transfer.wait_for_more(5 * MB);
+                    widen(&lab.right);
+                    wait_for(&left, 1440, 1440, GROWTH);
+                    wait_until("both growing", HOLD + PATIENCE, || sites.map(Site::interface_mtu) == [1440; 2]);
+                    transfer.wait_for_more(5 * MB);
+                });
+                drop(ending);
+                watches.map(|watch| watch.join().unwrap())
+            });
+            println!("left {:.3?}, right {:.3?}", changes[0], changes[1]);
+            let sizes = |of: &[(Duration, u32)]| of.iter().map(|(_, mtu)| *mtu).collect::<Vec<_>>();
+            assert_eq!(changes.each_ref().map(|of| sizes(of)), [[1340, 1440]; 2]);
+            for ((a, _), (b, _)) in changes[0].iter().zip(&changes[1]) {
+                assert!(a.abs_diff(*b) < Duration::from_secs(1), "{a:?} and {b:?}");
+            }
+        }
+    }
+);
+
+/// Says that it is over, also when what was going on has failed.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+scenario!(
+    /// What config says at one end is taken by the other, and differing words are named at both.
+    an_mtu_that_is_set_at_one_end_holds_at_both,
+    60,
+    {
+        let mut lab = Lab::new();
+        lab.right.link = "mtu = 1500\n".into();
+        let (_left, right) = lab.up();
+        wait_until("the other end taking it", PATIENCE, || lab.left.interface_mtu() == 1500);
+        lab.left.ping_all(lab.right.inner[0]);
+        assert!(right.terminate().success());
+        let right = lab.right.start_with("mtu = 1400\n");
+        wait_until("the other end taking it", PATIENCE, || lab.left.interface_mtu() == 1400);
+        assert!(right.terminate().success());
+        // As it is by itself again.
+        let right = lab.right.start_with("");
+        right.wait_for_state("up");
+        wait_until("both as found", HOLD + PATIENCE, || {
+            [&lab.left, &lab.right].map(Site::interface_mtu) == [1440; 2]
+        });
+        assert!(right.terminate().success());
+    }
+);
+
+scenario!(two_ends_that_are_set_to_different_mtus_say_so, 30, {
+    let mut lab = Lab::new();
+    (lab.left.link, lab.right.link) = ("mtu = 1400\n".into(), "mtu = 1500\n".into());
+    let (left, right) = lab.up();
+    left.wait_for_log(&["mtu is 1400 here and 1500 at the other end", "set the same mtu"], PATIENCE);
+    right.wait_for_log(&["mtu is 1500 here and 1400 at the other end", "set the same mtu"], PATIENCE);
+    assert_eq!([&lab.left, &lab.right].map(Site::interface_mtu), [1400, 1500]);
+});
 
 scenario!(
     /// A line of Ethernet's MTU, or more, over a way that carries less: what does not fit goes in pieces.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -170,6 +170,23 @@ impl Site {
             mtu = netlink.mtu(index).await.unwrap();
         });
         mtu
+    }
+
+    /// The MTUs that the link's interface changes to until `over`, each with the time after `since`, looked at every few milliseconds.
+    pub fn watch_interface_mtu(&self, since: Instant, over: &AtomicBool) -> Vec<(Duration, u32)> {
+        let mut changes = Vec::new();
+        self.netlink(async |netlink| {
+            let index = netlink.index(self.interface).await.unwrap();
+            let mut last = netlink.mtu(index).await.unwrap();
+            while !over.load(Relaxed) {
+                thread::sleep(Duration::from_millis(5));
+                let mtu = netlink.mtu(index).await.unwrap();
+                if std::mem::replace(&mut last, mtu) != mtu {
+                    changes.push((since.elapsed(), mtu));
+                }
+            }
+        });
+        changes
     }
 
     /// Lets the cable carry packets of so many bytes; to be said at both ends.
