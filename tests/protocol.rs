@@ -621,6 +621,26 @@ fn three_missed_reports_bring_the_line_down() {
     }
 }
 
+#[test]
+fn an_end_shows_after_how_much_silence_the_line_counts_as_down() {
+    let mut world = a_opens();
+    world.kill(A);
+    for end in [A, B] {
+        world.kill(end);
+        world.ends[end].setup.params.interval = [ms(100), secs(1)][end];
+        world.start(end);
+    }
+    assert_eq!([A, B].map(|end| world.status(end).detection), [ms(300), secs(3)], "nothing is agreed yet");
+    let mut world = up(world);
+    assert_eq!([A, B].map(|end| world.status(end).detection), [secs(3); 2]);
+    world.network.blocked = [true; 2];
+    for end in [A, B] {
+        assert!(world.run_until(secs(4), |world| world.status(end).state == State::Down));
+        let cause = Some(DownCause::Silence(secs(3)));
+        assert_eq!(world.ends[end].said(|e| *e == Event::State { state: State::Down, cause }), 1);
+    }
+}
+
 /// Where Reports alone are to be heard, three in a row are lost often, and two and the third late more often still.
 #[test]
 fn an_idle_line_stays_up_where_three_of_ten_are_lost() {

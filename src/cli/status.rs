@@ -115,6 +115,9 @@ fn show(status: &Status) -> String {
         let _ = write!(text, "\n  rotation  {rotation}");
     }
     let _ = write!(text, "\n  carrier   {}", carrier(&status.carrier));
+    if let Some(ms) = status.detection_ms {
+        let _ = write!(text, "\n  detection {} s of silence take the link down", ms / 1e3);
+    }
     text += "\n  session   ";
     match &status.session {
         Some(session) => {
@@ -310,6 +313,7 @@ mod tests {
             state: State::Up,
             since: Some("2026-01-02T03:04:05Z".into()),
             damped: None,
+            detection_ms: Some(3_000.0),
             problem: None,
             local: Local { public_key: "tlpub1own…".into() },
             peer: Peer {
@@ -355,6 +359,7 @@ tl0 (hq): up since 2026-01-02T03:04:05Z
   peer      tlpub1…
             at 203.0.113.7:7311
   carrier   on
+  detection 3 s of silence take the link down
   session   aes-256-gcm, post-quantum, epoch 3, 41 s old
   path      mtu 1440, rtt 12.1 ms, jitter 0.3 ms
   sent      1234 packets, 1.2 MB, 0.0 % lost lately, mtu 1440 since 2026-01-02T03:04:06Z
@@ -383,6 +388,7 @@ tl0 (hq): down since 2026-01-02T03:04:05Z
   this end  tlpub1own…
   peer      tlpub1…
   carrier   off, lost once in the last minute
+  detection 3 s of silence take the link down
   session   none
   sent      0 packets, 0 B
   received  0 packets, 0 B

@@ -43,6 +43,10 @@ pub struct Status {
     /// Until when the interface gets no carrier although the state is up, as it went down too often (RFC 3339, UTC); null if it has one.
     #[serde(default)]
     pub damped: Option<String>,
+    /// After so many milliseconds of silence the state is down: three intervals, the longer of the two ends' once they have agreed, until
+    /// then this end's.
+    #[serde(default)]
+    pub detection_ms: Option<f64>,
     /// The worst of what keeps the link from doing its work; null if nothing is known to.
     #[serde(default)]
     pub problem: Option<Problem>,
@@ -372,6 +376,7 @@ impl Moment<'_> {
             },
             since: since.state,
             damped: since.damped,
+            detection_ms: ms(Some(link.detection)),
             problem: self.problem.as_ref().map(|problem| show_problem(problem, since.problem)),
             local: Local { public_key: in_use.map_or(identity.own, |keys| keys.own).to_string() },
             peer: Peer {
@@ -582,6 +587,7 @@ mod tests {
             state: LinkState::Up,
             since: Time(0),
             peer_state: Some(LinkState::Up),
+            detection: Duration::from_secs(3),
             session: Some(session),
             waits_for_keys: false,
             path: Some(path),
@@ -603,6 +609,7 @@ mod tests {
   "state": "up",
   "since": "2026-01-02T03:04:05Z",
   "damped": "2026-01-02T03:04:09Z",
+  "detection_ms": 3000.0,
   "problem": {
     "code": "peer-silent",
     "text": "no answer",

@@ -239,6 +239,7 @@ mod tests {
             state: State::Init,
             since: None,
             damped: None,
+            detection_ms: None,
             problem: None,
             local: Default::default(),
             peer: Peer { public_key: "tlpub1…".into(), public_keys: Vec::new(), endpoint: None },

@@ -195,6 +195,8 @@ pub struct Status {
     pub since: Time,
     /// The state the peer said last; none while it is not heard.
     pub peer_state: Option<State>,
+    /// Silence that takes the link Down: three intervals, of this end's until a session is there, then of the longer of the two.
+    pub detection: Duration,
     /// The session in use.
     pub session: Option<SessionStatus>,
     /// Whether that is under other keys than a new one would be: this end has changed its own, and the peer does not know yet.
@@ -224,6 +226,7 @@ impl Status {
         state: State::Down,
         since: Time(0),
         peer_state: None,
+        detection: Duration::from_secs(3),
         session: None,
         waits_for_keys: false,
         path: None,
@@ -504,6 +507,7 @@ impl Link {
             state: self.liveness.state,
             since: self.liveness.since,
             peer_state: self.liveness.peer.filter(|_| self.liveness.watches()),
+            detection: self.detection(),
             session: self.slots.cur.as_ref().map(|cur| SessionStatus {
                 cipher: cur.agreed.cipher,
                 post_quantum: cur.post_quantum,
