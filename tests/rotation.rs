@@ -133,6 +133,25 @@ fn a_key_is_changed_in_two_steps_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_peer_that_knocks_with_an_old_key_too_is_no_stranger() {
+    let mut world = busy(|setups| setups[A].knows_peer = false);
+    list(&mut world, B, &[1, 11]);
+    change(&mut world, A, 11);
+    assert!(world.run_until(secs(1), |w| under(w, [11, 2])));
+    // B has another process, which knocks with both keys at once.
+    for end in [A, B] {
+        world.kill(end);
+    }
+    for end in [A, B] {
+        world.start(end);
+    }
+    assert!(world.run_until(secs(5), |w| under(w, [11, 2])));
+    world.run(secs(70));
+    assert!(drops(&mut world, A)[UNAUTHENTIC] > 0, "B has not knocked with the old key");
+    assert_eq!(world.ends[A].said(|e| matches!(e, Event::Stranger(_))), 0);
+}
+
+#[test]
 fn a_key_changed_before_the_peer_knows_it_leaves_the_line_as_it_is() {
     for set in kinds() {
         let mut world = busy(&set);

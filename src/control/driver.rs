@@ -126,8 +126,10 @@ pub(super) struct DriverState {
 }
 
 impl DriverState {
-    pub(super) fn new(interface: &str, paths: &[PathConfig]) -> DriverState {
-        let story = Story::of(interface.to_owned(), paths.iter().map(|path| path.name.clone()).collect());
+    /// On this interface, with config's paths, and where this end hears the peer.
+    pub(super) fn new(interface: &str, paths: &[PathConfig], locals: &[SocketAddr]) -> DriverState {
+        let names = paths.iter().map(|path| path.name.clone()).collect();
+        let story = Story::of(interface.to_owned(), names, locals);
         DriverState {
             story,
             path_clocks: paths.iter().map(|_| WallClock::default()).collect(),
@@ -182,6 +184,11 @@ impl Driver {
             let now = clock()?;
             leaving_no_trace(|| self.handle(now, woken))?;
             self.state.watch_vault();
+            if tracing::enabled!(tracing::Level::DEBUG)
+                && let Some(line) = self.state.story.dropped(now, &self.link.levels().drops)
+            {
+                line.log();
+            }
         }
     }
 
@@ -404,8 +411,10 @@ impl Driver {
 
     /// Tells people of an event, and does what follows from it.
     fn hear(&mut self, now: Time, event: Event) {
-        if let Some(line) = self.state.story.tell(now, &event, &self.link.status()) {
-            line.log();
+        match &event {
+            // Made for nobody if nobody reads them, and there may be many.
+            Event::Cold { .. } if !tracing::enabled!(tracing::Level::DEBUG) => return,
+            _ => self.tell(now, &event),
         }
         self.state.look_again |=
             matches!(event, Event::Quiet | Event::NoAnswer { .. } | Event::State { state: State::Down, .. });
@@ -416,6 +425,12 @@ impl Driver {
             Event::SilentWay { way } => self.reopen(now, way),
             Event::UsesSocket(id) => self.use_port(id),
             _ => {}
+        }
+    }
+
+    fn tell(&mut self, now: Time, event: &Event) {
+        if let Some(line) = self.state.story.tell(now, event, &self.link.status()) {
+            line.log();
         }
     }
 

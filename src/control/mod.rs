@@ -11,9 +11,10 @@
 //! [`run`] is a whole link: it makes the interface, opens the socket, starts the packet loops and drives the engine until
 //! it is told to stop; then it says goodbye and nothing is left. The driver carries out what the engine says, in
 //! its order, and never blocks. Around it: `reconciler` keeps addresses, routes and rules in the kernel,
-//! `resolver` finds the peer's addresses, `mtu` knows which MTU the interface should have, [`status`]
-//! answers who asks, `line` says whether the line counts as there, which routes and `hooks` go by, `reload` reads changed keys, `story` finds the words for the log,
-//! `problem` knows what is wrong with the link.
+//! `resolver` finds the peer's addresses, `mtu` knows which MTU the interface should have, [`status`] answers who
+//! asks, `line` says whether the line counts as there, which routes and `hooks` go by, `reload` reads changed keys,
+//! `story` finds the words for the log, `problem` knows what is wrong with the
+//! link.
 //!
 //! To embed a link in another program, give [`run_until`] a config and the moment to stop:
 //!
@@ -376,7 +377,7 @@ async fn drive_with(
         paths: config.paths.clone(),
         sandbox,
     };
-    let state = DriverState::new(name, &config.paths);
+    let state = DriverState::new(name, &config.paths, &locals);
     let reload = Reload::new(config, reads);
     let line = Line::new(sets_carrier, news);
     let reconciler = reconciler.map(|reconciler| tokio::spawn(reconciler.run(wants, show)));

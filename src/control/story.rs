@@ -6,8 +6,9 @@ use super::resolver::listed;
 use crate::os_error::in_words;
 use crate::protocol::constants::{MISSED_REPORTS, NOTICE_SPACING, VERSION};
 use crate::protocol::control::State;
-use crate::protocol::link::{DownCause, KeysInUse, Status};
-use crate::protocol::wire::Verdict;
+use crate::protocol::levels::Drops;
+use crate::protocol::link::{ColdStep, DownCause, KeysInUse, Status};
+use crate::protocol::wire::{Kind, Verdict};
 use crate::protocol::{Event, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -43,6 +44,8 @@ impl Line {
 enum Complaint {
     NoAnswer,
     NoAnswerAfterChallenge,
+    NothingArrives,
+    AnswersLost,
     PresharedKeys,
     NotMoved,
     Refused,
@@ -65,6 +68,19 @@ struct Pace {
     last: Time,
 }
 
+/// So many cold-open datagrams are told of in a second, at level debug; of the others the number.
+const COLD_TOLD: u32 = 20;
+/// A second.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// How many cold-open datagrams were told of in this second, and how many were not.
+#[derive(Default)]
+struct Crowd {
+    since: Time,
+    told: u32,
+    untold: u64,
+}
+
 /// The story so far.
 #[derive(Default)]
 pub(super) struct Story {
@@ -83,12 +99,22 @@ pub(super) struct Story {
     connecting: Option<(Vec<SocketAddr>, Time)>,
     /// The Response of that cold open came and did not open.
     response_unreadable: bool,
+    /// Where this end hears the peer: `UDP 7311`.
+    ports: String,
+    crowd: Crowd,
+    /// What was dropped when that was last told, and when.
+    dropped: ([u64; 4], Time),
 }
 
 impl Story {
-    /// That of a link on this interface with paths of these names.
-    pub(super) fn of(interface: String, names: Vec<String>) -> Story {
-        Story { interface, names, ..Story::default() }
+    /// That of a link on this interface with paths of these names, whose sockets have these addresses.
+    pub(super) fn of(interface: String, names: Vec<String>, locals: &[SocketAddr]) -> Story {
+        let ports: BTreeSet<u16> = locals.iter().map(SocketAddr::port).collect();
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        // A socket may wait for its interface.
+        let ports =
+            if ports.is_empty() { "this end's UDP port".to_owned() } else { format!("UDP {}", ports.join(", ")) };
+        Story { interface, names, ports, ..Story::default() }
     }
 
     /// What there is to say about an event; `status` is the link's after it.
@@ -97,6 +123,9 @@ impl Story {
             Event::Connecting { addresses } => self.connecting(now, addresses),
             Event::Quiet => Line::new(Level::DEBUG, "nothing comes: looking for the peer"),
             Event::NoAnswer { addresses, knocks, challenged } => self.no_answer(now, addresses, *knocks, *challenged),
+            Event::NothingArrives { silence, others } => self.nothing_arrives(now, *silence, *others),
+            Event::AnswersLost { peer, responded } => self.answers_lost(now, *peer, *responded),
+            Event::Cold { kind, peer, step } => self.cold(now, *kind, *peer, *step),
             Event::State { state, cause } => self.state(now, *state, *cause, status),
             Event::Session { epoch, rekeyed: true, .. } => Line::new(Level::DEBUG, format!("rekeyed, epoch {epoch}")),
             Event::Session { epoch, .. } => Line::new(Level::DEBUG, format!("a new session, epoch {epoch}")),
@@ -169,6 +198,77 @@ impl Story {
         self.complain(now, Complaint::Sending(way), Level::WARN, || {
             format!("{text}; is there a route to it, and does a local firewall let it pass?")
         })
+    }
+
+    /// This end waits to be called, and is not.
+    fn nothing_arrives(&mut self, now: Time, silence: Duration, others: bool) -> Option<Line> {
+        let at = self.ports.clone();
+        self.complain(now, Complaint::NothingArrives, Level::WARN, || {
+            let what = if others { "nothing of the peer's has arrived" } else { "nothing has arrived" };
+            format!(
+                "{what} at {at} for {}: is the other end started, does its `endpoint` have this end's address and port, and do \
+                 the firewalls and port forwardings in front of this end let {at} in?",
+                rough(silence)
+            )
+        })
+    }
+
+    /// The peer calls, and does not hear what this end answers.
+    fn answers_lost(&mut self, now: Time, peer: SocketAddr, responded: bool) -> Option<Line> {
+        let at = self.ports.clone();
+        self.complain(now, Complaint::AnswersLost, Level::WARN, || {
+            let how = match responded {
+                true => {
+                    "it got one step further, and then nothing came of it: datagrams to it are lost, or the preshared keys of \
+                     the two ends differ, which its log says"
+                }
+                false => "does a firewall of this end or on the way forbid what goes from here to there, or does it leave by \
+                          another uplink than the one they come by?",
+            };
+            format!("valid knocks from {peer} arrive at {at}, our answers do not reach it: {how}")
+        })
+    }
+
+    /// A cold-open datagram, for those who look for what goes wrong. A flood of them is counted.
+    fn cold(&mut self, now: Time, kind: Kind, peer: SocketAddr, step: ColdStep) -> Option<Line> {
+        let crowd = &mut self.crowd;
+        let mut before = String::new();
+        if now.since(crowd.since) >= SECOND {
+            if crowd.untold > 0 {
+                before = format!("{} more cold-open datagrams were not logged; ", crowd.untold);
+            }
+            *crowd = Crowd { since: now, ..Crowd::default() };
+        }
+        if crowd.told >= COLD_TOLD {
+            crowd.untold += 1;
+            return None;
+        }
+        crowd.told += 1;
+        let text = match step {
+            ColdStep::Sent => format!("{kind:?} sent to {peer}"),
+            ColdStep::Taken => format!("{kind:?} received from {peer}"),
+            ColdStep::Replayed => format!("{kind:?} from {peer} refused: a copy, too late, or not asked for"),
+            ColdStep::Unauthentic => {
+                format!("{kind:?} from {peer} refused: made for another address, or with another key")
+            }
+            ColdStep::Malformed => format!("{kind:?} from {peer} refused: what is in it is not of this protocol"),
+        };
+        Line::new(Level::DEBUG, before + &text)
+    }
+
+    /// What was dropped since that was last said, once a second at most.
+    pub(super) fn dropped(&mut self, now: Time, drops: &Drops) -> Option<Line> {
+        let counts =
+            [&drops.unauthentic, &drops.replayed, &drops.malformed, &drops.no_session].map(|count| count.get());
+        let (before, at) = self.dropped;
+        if counts == before || now.since(at) < SECOND {
+            return None;
+        }
+        self.dropped = (counts, now);
+        let names = ["unauthentic", "replayed", "malformed", "without a session"];
+        let new = counts.iter().zip(before).zip(names).map(|((now, before), name)| (now.wrapping_sub(before), name));
+        let words: Vec<String> = new.filter(|(n, _)| *n > 0).map(|(n, name)| format!("{n} {name}")).collect();
+        Line::new(Level::DEBUG, format!("datagrams refused: {}", words.join(", ")))
     }
 
     /// Attempts repeat every few seconds; only the first of a row is news.
@@ -301,6 +401,15 @@ impl Story {
         }
         self.said.insert(kind, now);
         Line::new(level, text())
+    }
+}
+
+/// `45 s`, `12 min`, `3 h`.
+fn rough(time: Duration) -> String {
+    match time.as_secs() {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
     }
 }
 
@@ -462,6 +571,48 @@ mod tests {
     }
 
     #[test]
+    fn an_end_that_waits_says_where_and_what_does_not_come() {
+        let mut story =
+            Story::of("tl0".into(), Vec::new(), &["[::]:7311".parse().unwrap(), "192.0.2.1:7311".parse().unwrap()]);
+        let mut told = |second, event| text(story.tell(at(second), &event, &Status::FRESH));
+        let nothing = |others| Event::NothingArrives { silence: Duration::from_secs(10), others };
+        let line = told(10, nothing(false));
+        assert!(line.starts_with("WARN nothing has arrived at UDP 7311 for 10 s: is the other end started"), "{line}");
+        assert_eq!(told(40, nothing(false)), "", "twice in a minute");
+        assert!(told(70, nothing(true)).contains("nothing of the peer's has arrived at UDP 7311"));
+        let lost = |responded| Event::AnswersLost { peer: peer(), responded };
+        let line = told(71, lost(false));
+        let begins = "WARN valid knocks from 203.0.113.7:7311 arrive at UDP 7311, our answers do not reach it: ";
+        assert!(line.starts_with(begins) && !line.contains("preshared"), "{line}");
+        assert!(told(140, lost(true)).contains("preshared keys"));
+    }
+
+    #[test]
+    fn cold_open_datagrams_are_told_at_debug_and_a_flood_is_counted() {
+        let mut story = Story::default();
+        let event = |step| Event::Cold { kind: Kind::Knock, peer: peer(), step };
+        assert_eq!(text(story.tell(at(1), &event(ColdStep::Sent), &up())), "DEBUG Knock sent to 203.0.113.7:7311");
+        let refused = text(story.tell(at(1), &event(ColdStep::Replayed), &up()));
+        assert_eq!(refused, "DEBUG Knock from 203.0.113.7:7311 refused: a copy, too late, or not asked for");
+        let told = (0..1_000).filter_map(|_| story.tell(at(1), &event(ColdStep::Taken), &up())).count();
+        assert_eq!(told, COLD_TOLD as usize - 2);
+        let next = text(story.tell(at(2), &event(ColdStep::Taken), &up()));
+        assert_eq!(next, "DEBUG 982 more cold-open datagrams were not logged; Knock received from 203.0.113.7:7311");
+    }
+
+    #[test]
+    fn what_the_loops_refuse_is_counted_once_a_second() {
+        let (mut story, drops) = (Story::default(), Drops::default());
+        assert_eq!(story.dropped(at(5), &drops), None);
+        drops.unauthentic.add(3);
+        drops.replayed.add(1);
+        assert_eq!(text(story.dropped(at(5), &drops)), "DEBUG datagrams refused: 3 unauthentic, 1 replayed");
+        drops.malformed.add(2);
+        assert_eq!(story.dropped(at(5), &drops), None);
+        assert_eq!(text(story.dropped(at(6), &drops)), "DEBUG datagrams refused: 2 malformed");
+    }
+
+    #[test]
     fn an_answer_that_does_not_open_is_not_called_silence_too() {
         let mut story = Story::default();
         story.tell(at(0), &Event::Connecting { addresses: vec![peer()] }, &Status::FRESH);
@@ -480,7 +631,7 @@ mod tests {
     }
 
     fn two_paths() -> Story {
-        Story::of("tl0".into(), vec!["fibre".into(), "lte".into()])
+        Story::of("tl0".into(), vec!["fibre".into(), "lte".into()], &[])
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! reach the ingress loop before the datagram that lets the peer use them), then [`Link::poll_timeout`]. So two ends
 //! run in virtual time inside one test, and any failure is a seed.
 //!
-//! `open.rs` has the cold open in both roles, `sessions.rs` what becomes of sessions and their rekeys, `upkeep.rs`
-//! reports, liveness and paths, `ways.rs` where there is more than one, `path_mtu.rs` what the path carries, `rotation.rs` what a change of keys brings with it.
+//! `open.rs` has the cold open in both roles, `called.rs` what is said of those who call, `sessions.rs` what becomes of
+//! sessions and their rekeys, `upkeep.rs` reports, liveness and paths, `ways.rs` where there is more than one, `path_mtu.rs` what the path carries, `rotation.rs` what a change of keys brings with it.
 
+mod called;
 mod open;
 mod output;
 mod path_mtu;
@@ -36,8 +37,9 @@ use super::{
     wire::cipher_bits,
 };
 use crate::keys::PublicKey;
+use called::Called;
 use open::{Attempt, Opener};
-pub use output::{DownCause, Event, Output, Transmit};
+pub use output::{ColdStep, DownCause, Event, Output, Transmit};
 use path_mtu::Sizes;
 use std::{
     collections::VecDeque,
@@ -273,6 +275,7 @@ pub struct Link {
     admission: Admission,
     opener: Opener,
     attempt: Option<Attempt>,
+    called: Called,
 
     slots: Slots,
     /// Whether the egress loop has a session to seal under.
@@ -324,6 +327,7 @@ impl Link {
             socket: SocketId(0),
             opener: Opener::new(now),
             attempt: None,
+            called: Called::new(now),
             slots: Slots::default(),
             sealing: false,
             confirm_at: None,
@@ -361,7 +365,7 @@ impl Link {
             }
             Input::Notice(Notice::Opened { session }) => self.on_opened(now, session),
             Input::Notice(Notice::Moved { session, path }) => self.on_moved(now, session, path),
-            Input::Notice(Notice::Stranger { source }) => self.event(Event::Stranger(source)),
+            Input::Notice(Notice::Stranger { source }) => self.doubt(now, source),
         }
         self.settle(now);
     }
@@ -452,6 +456,7 @@ impl Link {
         self.run_attempt(now);
         self.run_rekeys(now);
         self.run_reports(now);
+        self.run_called(now);
         self.settle(now);
     }
 
@@ -494,6 +499,7 @@ impl Link {
             self.next_keepalive(),
             self.sizes.deadline(),
             self.next_ways(),
+            self.next_called(),
         ]
         .into_iter()
         .flatten()

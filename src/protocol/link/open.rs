@@ -1,7 +1,7 @@
 //! The cold open, in both roles: Knock, Challenge, Init, Response. An end may be in both at once, and neither role
 //! waits for the other.
 
-use super::{Event, Link, sessions::Birth};
+use super::{ColdStep, Event, Link, sessions::Birth};
 use crate::protocol::{
     Time,
     admission::{Admitted, Refusal},
@@ -238,7 +238,7 @@ impl Link {
         let new: Vec<Path> = known.into_iter().filter(is_new).collect();
         attempt.knocked.extend(&new);
         let knocks = attempt.knocks(&new);
-        knocks.into_iter().for_each(|(path, datagram)| self.send(path, datagram));
+        knocks.into_iter().for_each(|(path, datagram)| self.send_cold(path, datagram));
     }
 
     /// Sends what is due of the attempt, or ends it.
@@ -262,7 +262,18 @@ impl Link {
             self.opener.knocks = self.opener.knocks.saturating_add(1);
         }
         for (path, datagram) in transmits {
-            self.send(path, datagram);
+            self.send_cold(path, datagram);
+        }
+    }
+
+    fn send_cold(&mut self, path: Path, datagram: Vec<u8>) {
+        self.note_cold(&datagram, path, ColdStep::Sent);
+        self.send(path, datagram);
+    }
+
+    fn note_cold(&mut self, datagram: &[u8], path: Path, step: ColdStep) {
+        if let Some(kind) = ColdKind::of(datagram) {
+            self.event(Event::Cold { kind, peer: path.peer, step });
         }
     }
 
@@ -297,11 +308,23 @@ impl Link {
         counter(&self.levels.drops).bump();
     }
 
+    /// Drops a cold-open datagram of the peer's, for what is in it.
+    fn drop_cold(&mut self, kind: ColdKind, path: Path, step: ColdStep) {
+        self.drop(|drops| match step {
+            ColdStep::Malformed => &drops.malformed,
+            ColdStep::Unauthentic => &drops.unauthentic,
+            _ => &drops.replayed,
+        });
+        self.event(Event::Cold { kind, peer: path.peer, step });
+    }
+
     /// A cold-open datagram whose length is right, and its MAC was when it came.
     pub(super) fn on_cold(&mut self, now: Time, path: Path, datagram: &[u8]) {
         let Some(pair) = self.pair_of(datagram) else {
             return self.drop(|d| &d.unauthentic); // its key was taken out meanwhile
         };
+        self.hear_cold(now, path.peer);
+        self.note_cold(datagram, path, ColdStep::Taken);
         match Cold::parse(datagram) {
             Ok(Cold::Knock { nonce }) => self.on_knock(now, path, &pair, &nonce),
             Ok(Cold::Challenge { nonce, token }) => self.on_challenge(now, path, pair, nonce, token),
@@ -309,6 +332,7 @@ impl Link {
             Ok(Cold::Response { nonce, noise }) => self.on_response(now, path, &pair, nonce, &noise),
             Err(_) => {
                 self.drop(|d| &d.malformed);
+                self.note_cold(datagram, path, ColdStep::Malformed);
                 if let Some(&version) = datagram.get(1)
                     && version != VERSION
                 {
@@ -318,20 +342,22 @@ impl Link {
         }
     }
 
-    fn refuse(&self, refusal: Refusal) {
-        match refusal {
-            Refusal::Replayed => self.drop(|d| &d.replayed),
-            Refusal::Unauthentic => self.drop(|d| &d.unauthentic),
-        }
+    fn refuse(&mut self, kind: ColdKind, path: Path, refusal: Refusal) {
+        let step = match refusal {
+            Refusal::Replayed => ColdStep::Replayed,
+            Refusal::Unauthentic => ColdStep::Unauthentic,
+        };
+        self.drop_cold(kind, path, step);
     }
 
     fn on_knock(&mut self, now: Time, path: Path, pair: &Pair, nonce: &Nonce) {
         match self.admission.knock(now, nonce, path.peer) {
             Ok(token) => {
                 let challenge = wire::challenge(nonce, &token, &pair.keys.sending);
-                self.send(path, challenge);
+                self.send_cold(path, challenge);
+                self.answered_caller(now, path.peer, ColdKind::Knock);
             }
-            Err(refusal) => self.refuse(refusal),
+            Err(refusal) => self.refuse(ColdKind::Knock, path, refusal),
         }
     }
 
@@ -343,7 +369,7 @@ impl Link {
                 && attempt.pairs.iter().any(|p| p.id() == pair.id())
         });
         if !waited_for {
-            return self.refuse(Refusal::Replayed);
+            return self.refuse(ColdKind::Challenge, path, Refusal::Replayed);
         }
         match self.make_init(path, pair, &nonce, &token) {
             Ok(init) => {
@@ -406,23 +432,24 @@ impl Link {
         let (nonce, token, noise) = init;
         match self.admission.init(now, datagram, &nonce, &token, path.peer) {
             Ok(Admitted::Fresh) => {}
-            Ok(Admitted::Repeat(response)) => return self.send(path, response),
-            Err(refusal) => return self.refuse(refusal),
+            Ok(Admitted::Repeat(response)) => return self.send_cold(path, response),
+            Err(refusal) => return self.refuse(ColdKind::Init, path, refusal),
         }
         let prologue = cold_prologue(&nonce, &token);
         let Ok(mut handshake) = pair.statics.respond(&prologue, self.keys.psk().bytes(), &mut *self.entropy) else {
             return self.event(Event::CryptoFailed);
         };
         let Ok(payload) = handshake.read(noise) else {
-            return self.drop(|d| &d.unauthentic);
+            return self.drop_cold(ColdKind::Init, path, ColdStep::Unauthentic);
         };
         let Some(peer) = Payload::parse(&payload).ok().filter(|p| p.verdict == Verdict::Fine) else {
-            return self.drop(|d| &d.malformed);
+            return self.drop_cold(ColdKind::Init, path, ColdStep::Malformed);
         };
         match self.respond(now, path, pair, &nonce, handshake, &peer) {
             Ok(response) => {
                 self.admission.remember(now, datagram, &response);
-                self.send(path, response);
+                self.send_cold(path, response);
+                self.answered_caller(now, path.peer, ColdKind::Init);
             }
             Err(CryptoFailure) => self.event(Event::CryptoFailed),
         }
@@ -460,14 +487,14 @@ impl Link {
     fn on_response(&mut self, now: Time, path: Path, pair: &Pair, nonce: Nonce, noise: &wire::ColdNoise) {
         let Some(Attempt { reason, psks, init: Some(init), .. }) = self.attempt.as_mut().filter(|a| a.nonce == nonce)
         else {
-            return self.refuse(Refusal::Replayed);
+            return self.refuse(ColdKind::Response, path, Refusal::Replayed);
         };
         if init.path.peer != path.peer || init.pair.id() != pair.id() {
-            return self.refuse(Refusal::Replayed);
+            return self.refuse(ColdKind::Response, path, Refusal::Replayed);
         }
         let reason = *reason;
         let Some((payload, psk)) = init.read(noise, psks) else {
-            self.drop(|d| &d.unauthentic);
+            self.drop_cold(ColdKind::Response, path, ColdStep::Unauthentic);
             if reason != Reason::Move {
                 self.event(Event::PresharedKeysDiffer);
             }
@@ -475,7 +502,7 @@ impl Link {
         };
         let offered = init.payload.ciphers;
         let Some((peer, cipher)) = Payload::parse(&payload).ok().and_then(|p| Some((p, chosen(&p, offered)?))) else {
-            self.drop(|d| &d.malformed);
+            self.drop_cold(ColdKind::Response, path, ColdStep::Malformed);
             self.fail_attempt(now);
             return;
         };

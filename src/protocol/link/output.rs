@@ -5,7 +5,7 @@ use crate::protocol::{
     control::State,
     halves::{EgressUpdate, IngressUpdate, Path, SocketId},
     session::Cipher,
-    wire::Verdict,
+    wire::{Kind, Verdict},
 };
 use std::{net::SocketAddr, time::Duration};
 
@@ -45,6 +45,21 @@ pub enum DownCause {
     AdminDown,
     /// The operator took the peer's interface down, as the peer says.
     PeerAdminDown,
+}
+
+/// What became of a cold-open datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ColdStep {
+    /// This end sent it.
+    Sent,
+    /// It came, and its MAC is the peer's.
+    Taken,
+    /// It came, its MAC is the peer's, and it is not of this moment: a copy, late, or nothing this end asked for.
+    Replayed,
+    /// It came and its MAC is the peer's, but not what is in it: it is not for this address, or was made with another key.
+    Unauthentic,
+    /// It came, its MAC is the peer's, and what is in it is not of this protocol.
+    Malformed,
 }
 
 /// What happened.
@@ -134,6 +149,29 @@ pub enum Event {
     Refusing(Verdict),
     /// Cold-open datagrams come that are not from our peer: the public keys may differ.
     Stranger(SocketAddr),
+    /// Nothing of the peer's has come for so long, and this end has nobody to call: said after 10 s, and then once a minute.
+    NothingArrives {
+        /// Since the start, or what came of the peer's last.
+        silence: Duration,
+        /// Whether anything came that is not the peer's.
+        others: bool,
+    },
+    /// Somebody with the peer's key has called for 10 s, was answered, and gets no further: what this end sends does not arrive.
+    AnswersLost {
+        /// Where it calls from.
+        peer: SocketAddr,
+        /// Whether it got as far as an Init, so that a Challenge did arrive once.
+        responded: bool,
+    },
+    /// A cold-open datagram, for those who look for what goes wrong.
+    Cold {
+        /// Knock, Challenge, Init or Response.
+        kind: Kind,
+        /// Where the other end of it is.
+        peer: SocketAddr,
+        /// What became of it.
+        step: ColdStep,
+    },
     /// The peer speaks another version of the protocol.
     OtherVersion {
         /// Its version.

@@ -111,6 +111,7 @@ impl Link {
 
     /// A session is established: at the initiator by a good Response or M2, at the responder by the first datagram.
     pub(super) fn establish(&mut self, now: Time, session: Session) {
+        self.caller_is_in();
         let (initiator, cold, index) = (session.initiator, session.parent.is_none(), session.index);
         if cold && !initiator {
             self.admission.forget();
