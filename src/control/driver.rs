@@ -12,6 +12,7 @@ use super::reload::Reload;
 use super::resolver::Resolver;
 use super::status::{Client, Identity, Listener, Moment, Since, WallClock};
 use super::story::{PEER_DOWN, Story, own_down};
+use super::unreachable::{self, Reasons};
 use super::{RunError, clock, keys};
 use crate::config::PathConfig;
 use crate::dataplane::{Dataplane, Mailbox, Message};
@@ -29,8 +30,12 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::Signal;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 use tracing::{debug, error, trace, warn};
+
+/// So much later the link's own datagrams leave in the first second of asking why nobody answers; in the next, twice as much.
+const HOLD: Duration = Duration::from_millis(100);
 
 /// A goodbye takes 100 ms; by then the link is over, said or not.
 const CLOSING_TIME: Duration = Duration::from_secs(1);
@@ -46,6 +51,16 @@ pub(super) struct Inlets {
     pub(super) listener: Listener,
     /// SIGHUP, for a process that is there for its link alone.
     pub(super) hangups: Option<Signal>,
+    /// What comes of asking why nobody answers.
+    pub(super) asked: mpsc::Receiver<Asked>,
+}
+
+/// What comes of asking by ICMP why nobody answers.
+pub(super) enum Asked {
+    /// An attempt that failed, and what ICMP says of it.
+    Why(Event, Reasons),
+    /// A datagram that was held back meanwhile.
+    Held(Transmit),
 }
 
 impl Inlets {
@@ -76,6 +91,7 @@ enum Woken {
     Limits,
     Seen,
     Hangup,
+    Unanswered(Asked),
     Stop,
 }
 
@@ -95,6 +111,8 @@ pub(super) struct Driver {
     pub(super) wanted: watch::Sender<Wanted>,
     /// … and what it shows.
     pub(super) seen: watch::Receiver<Seen>,
+    /// Where it is told why nobody answers.
+    pub(super) asked: mpsc::Sender<Asked>,
     pub(super) state: DriverState,
 }
 
@@ -119,6 +137,8 @@ pub(super) struct DriverState {
     carrier_set: Option<Time>,
     /// The peer is not heard: the name may mean another address by now.
     look_again: bool,
+    /// Since when it is asked why nobody answers.
+    asking: Option<Time>,
     /// It has been said that keys lie on pages that are not locked.
     unlocked: bool,
     /// Once the link closes: what comes of it, and when that is over at the latest.
@@ -179,6 +199,7 @@ impl Driver {
                 () = changed(&mut self.limits) => Woken::Limits,
                 () = changed(&mut self.seen) => Woken::Seen,
                 () = Inlets::hangup(&mut inlets.hangups) => Woken::Hangup,
+                Some(asked) = inlets.asked.recv() => Woken::Unanswered(asked),
                 () = &mut stop, if by.is_none() => Woken::Stop,
             };
             let now = clock()?;
@@ -221,6 +242,14 @@ impl Driver {
             Woken::Seen => self.look(now),
             Woken::Limits => self.take_limits(now),
             Woken::Hangup => self.reload(now),
+            Woken::Unanswered(Asked::Held(transmit)) => self.send_at_once(now, transmit),
+            Woken::Unanswered(Asked::Why(event, reasons)) => {
+                self.state.asking = None;
+                if self.link.status().state != State::Up {
+                    self.state.story.take_reasons(reasons);
+                    self.tell(now, &event);
+                }
+            }
             Woken::Asked(client) => client.answer(&self.status(now)),
             Woken::Stop => self.end(now, Ok(())),
         }
@@ -383,7 +412,27 @@ impl Driver {
         }
     }
 
-    fn send(&mut self, now: Time, Transmit { path, datagram }: Transmit) {
+    fn send(&mut self, now: Time, transmit: Transmit) {
+        match self.state.asking.filter(|_| self.state.ending.is_none()) {
+            Some(since) => self.hold(now.since(since), transmit),
+            None => self.send_at_once(now, transmit),
+        }
+    }
+
+    /// Sends a datagram a little later. A machine sends one ICMP error a second to another (Linux, `icmp_ratelimit`), and while the link is
+    /// down the engine sends once a second too: each error would answer the engine's datagram, and none the question.
+    fn hold(&self, asking: Duration, transmit: Transmit) {
+        let step = (self.link.status().detection / 10).min(HOLD);
+        let wait = step * (1 + u32::try_from(asking.as_secs()).unwrap_or(0));
+        let back = self.asked.clone();
+        tokio::spawn(async move {
+            sleep(wait).await;
+            // The driver may have ended meanwhile.
+            _ = back.send(Asked::Held(transmit)).await;
+        });
+    }
+
+    fn send_at_once(&mut self, now: Time, Transmit { path, datagram }: Transmit) {
         let mut sent = self.dataplane.send(path, &datagram);
         if path.local.is_some() && sent.as_ref().is_err_and(udp::unpins) {
             self.link.handle_send_failure(now, path);
@@ -414,6 +463,9 @@ impl Driver {
         match &event {
             // Made for nobody if nobody reads them, and there may be many.
             Event::Cold { .. } if !tracing::enabled!(tracing::Level::DEBUG) => return,
+            Event::NoAnswer { addresses, challenged: false, .. } if self.state.story.wants_reasons(now) => {
+                self.ask_why(now, addresses, event.clone());
+            }
             _ => self.tell(now, &event),
         }
         self.state.look_again |=
@@ -432,6 +484,24 @@ impl Driver {
         if let Some(line) = self.state.story.tell(now, event, &self.link.status()) {
             line.log();
         }
+    }
+
+    /// Asks by ICMP why nobody answers at these addresses; what comes of the attempt is told then.
+    fn ask_why(&mut self, now: Time, addresses: &[SocketAddr], event: Event) {
+        let by_way = |(way, known): (&usize, &Vec<SocketAddr>)| {
+            let peers = known.iter().copied().filter(|peer| addresses.contains(peer)).collect();
+            self.ports.question(*way, peers)
+        };
+        let questions = match self.identity.paths.is_empty() {
+            true => vec![self.ports.question(0, addresses.to_vec())],
+            false => self.state.sought.iter().map(by_way).collect(),
+        };
+        self.state.asking = Some(now);
+        let tell = self.asked.clone();
+        tokio::spawn(async move {
+            // The driver may have ended meanwhile.
+            _ = tell.send(Asked::Why(event, unreachable::ask(questions).await)).await;
+        });
     }
 
     fn open_port(&mut self, now: Time) {

@@ -13,7 +13,7 @@
 //! its order, and never blocks. Around it: `reconciler` keeps addresses, routes and rules in the kernel,
 //! `resolver` finds the peer's addresses, `mtu` knows which MTU the interface should have, [`status`] answers who
 //! asks, `line` says whether the line counts as there, which routes and `hooks` go by, `reload` reads changed keys,
-//! `story` finds the words for the log, `problem` knows what is wrong with the
+//! `story` finds the words for the log, `unreachable` asks why nobody answers, `problem` knows what is wrong with the
 //! link.
 //!
 //! To embed a link in another program, give [`run_until`] a config and the moment to stop:
@@ -45,6 +45,7 @@ mod reload;
 mod resolver;
 pub mod status;
 mod story;
+mod unreachable;
 
 pub use confine::Sandbox;
 pub use entropy::OsEntropy;
@@ -81,7 +82,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -359,12 +360,14 @@ async fn drive_with(
     let (show, seen) = watch::channel(reconciler.as_ref().map(Reconciler::seen).unwrap_or_default());
     // They end when the driver does, as nobody tells them any more where the peer is and how the line is.
     tokio::spawn(MtuKeeper::new(netlink, mtu, &config).follow(followed, seen.clone(), tell));
+    let (asked_to, asked) = mpsc::channel(16);
     let inlets = Inlets {
         timer: Timer::new().map_err(RunError::system("cannot make a timer"))?,
         mailbox,
         resolver,
         listener,
         hangups,
+        asked,
     };
     let Closed { state: sandbox, reads } = confinement.close()?;
     let identity = status::Identity {
@@ -381,7 +384,8 @@ async fn drive_with(
     let reload = Reload::new(config, reads);
     let line = Line::new(sets_carrier, news);
     let reconciler = reconciler.map(|reconciler| tokio::spawn(reconciler.run(wants, show)));
-    let driver = Driver { link, line, dataplane, ports, identity, reload, way, limits, wanted, seen, state };
+    let asked = asked_to;
+    let driver = Driver { link, line, dataplane, ports, identity, reload, way, limits, wanted, seen, asked, state };
     let result = driver.run(inlets, stop).await;
     if let Some(task) = reconciler {
         end_reconciler(task, result.is_ok()).await;

@@ -7,6 +7,7 @@
 
 use super::RunError;
 use super::resolver::Families;
+use super::unreachable::Question;
 use crate::config::{Config, PathConfig};
 use crate::dataplane::MAX_SOCKETS;
 use crate::protocol::{SocketId, Time};
@@ -272,6 +273,13 @@ impl Ports {
             info!("a flood from elsewhere will cost more than it need, as this kernel gives a port one queue: {error}");
         }
         Ok(socket)
+    }
+
+    /// How a datagram leaves that asks why nobody answers there: as the link's own do, by a path or by the link where it has none.
+    pub(super) fn question(&self, way: usize, peers: Vec<SocketAddr>) -> Question {
+        let place = self.paths.get(way).map_or(&self.usual, |path| &path.place);
+        let local = place.address.map(|address| address.ip()).filter(|ip| !ip.is_unspecified());
+        Question { local, ties: place.ties.clone(), peers }
     }
 
     /// The number of the socket that a path goes by; the first where there is none such.

@@ -3,6 +3,7 @@
 //! Only words are made here, and how often they may be said is decided; [`Line::log`] says them.
 
 use super::resolver::listed;
+use super::unreachable::Reasons;
 use crate::os_error::in_words;
 use crate::protocol::constants::{MISSED_REPORTS, NOTICE_SPACING, VERSION};
 use crate::protocol::control::State;
@@ -10,8 +11,10 @@ use crate::protocol::levels::Drops;
 use crate::protocol::link::{ColdStep, DownCause, KeysInUse, Status};
 use crate::protocol::wire::{Kind, Verdict};
 use crate::protocol::{Event, Time};
+use crate::sys::udp::Unreachable;
+use nix::errno::Errno;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use tracing::Level;
 
@@ -101,6 +104,10 @@ pub(super) struct Story {
     response_unreadable: bool,
     /// Where this end hears the peer: `UDP 7311`.
     ports: String,
+    /// The link was up, and since when nothing is heard.
+    heard_until: Option<Time>,
+    /// Why nobody answers, as far as ICMP says.
+    reasons: Reasons,
     crowd: Crowd,
     /// What was dropped when that was last told, and when.
     dropped: ([u64; 4], Time),
@@ -196,8 +203,28 @@ impl Story {
             return Line::new(Level::DEBUG, text);
         }
         self.complain(now, Complaint::Sending(way), Level::WARN, || {
-            format!("{text}; is there a route to it, and does a local firewall let it pass?")
+            let what = match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH) => {
+                    format!("this machine has no route there: see `ip route get {}`", peer.ip())
+                }
+                Some(Errno::EPERM | Errno::EACCES) => {
+                    "a firewall rule or route of this machine forbids it: see `nft list ruleset` and `ip route`"
+                        .to_owned()
+                }
+                _ => "is there a route to it, and does a local firewall let it pass?".to_owned(),
+            };
+            format!("{text}; {what}")
         })
+    }
+
+    /// Whether it is to be said why nobody answers, so that it is worth asking.
+    pub(super) fn wants_reasons(&self, now: Time) -> bool {
+        !self.response_unreadable && self.may_complain(now, Complaint::NoAnswer)
+    }
+
+    /// What ICMP said of those who do not answer.
+    pub(super) fn take_reasons(&mut self, reasons: Reasons) {
+        self.reasons = reasons;
     }
 
     /// This end waits to be called, and is not.
@@ -293,17 +320,23 @@ impl Story {
                 )
             });
         }
+        let (reasons, heard_until) = (std::mem::take(&mut self.reasons), self.heard_until);
         self.complain(now, Complaint::NoAnswer, Level::WARN, || {
             let knocks = if knocks == 1 { "1 knock".to_owned() } else { format!("{knocks} knocks") };
-            format!(
-                "no answer from {whom} after {knocks}: wrong address, UDP blocked on the way, the peer not running, or the two \
-                 ends don't have each other's public keys; still trying"
-            )
+            let lost = heard_until.map(|at| now.since(at));
+            let why = why_silent(&reasons, lost);
+            format!("no answer from {whom} after {knocks}: {why}; still trying")
         })
     }
 
     fn state(&mut self, now: Time, state: State, cause: Option<DownCause>, status: &Status) -> Option<Line> {
         let was_down = std::mem::replace(&mut self.admin_down, state == State::AdminDown);
+        if let Some(cause) = cause {
+            let silence = if let DownCause::Silence(silence) = cause { silence } else { Duration::ZERO };
+            self.heard_until = Some(now - silence);
+            // What is new now was not what was said before.
+            self.said.remove(&Complaint::NoAnswer);
+        }
         match (state, cause) {
             (State::AdminDown, _) => {
                 self.connecting = None;
@@ -396,11 +429,51 @@ impl Story {
         level: Level,
         text: impl FnOnce() -> T,
     ) -> Option<Line> {
-        if self.said.get(&kind).is_some_and(|said| now.since(*said) < NOTICE_SPACING) {
+        if !self.may_complain(now, kind) {
             return None;
         }
         self.said.insert(kind, now);
         Line::new(level, text())
+    }
+
+    fn may_complain(&self, now: Time, kind: Complaint) -> bool {
+        self.said.get(&kind).is_none_or(|said| now.since(*said) >= NOTICE_SPACING)
+    }
+}
+
+/// Why nobody answers: what ICMP says, else what is likely for a peer that was last heard so long ago, or never.
+fn why_silent(reasons: &Reasons, lost: Option<Duration>) -> String {
+    let silence = lost.map(|lost| format!("nothing has been heard from the peer for {}", rough(lost)));
+    if !reasons.is_empty() {
+        let said = reasons.iter().map(|(peer, why)| unreachable(*peer, *why, lost.is_some()));
+        return silence.into_iter().chain(said).collect::<Vec<_>>().join("; ");
+    }
+    match silence {
+        // It was up before: its keys and where it was are right.
+        Some(silence) => {
+            format!("{silence}: it is not running, its address has changed, or the network between is out")
+        }
+        None => "wrong address, UDP blocked on the way, the peer not running, or the two ends don't have each other's \
+                 public keys"
+            .to_owned(),
+    }
+}
+
+/// What ICMP says of an address, and what to do about it; of one that was right before, it is not doubted.
+fn unreachable(peer: SocketAddr, why: Unreachable, was_up: bool) -> String {
+    let by = |by: Option<IpAddr>| by.map_or("this machine says".to_owned(), |by| format!("{by} says by ICMP"));
+    match why {
+        Unreachable::Port => {
+            let or = if was_up { "" } else { ", or correct the port in `endpoint`" };
+            format!("nobody listens at {peer} (ICMP port unreachable): start the other end{or}")
+        }
+        Unreachable::Host(router) => {
+            let what = if was_up { "mend the network there" } else { "correct the address, or mend the network there" };
+            format!("no route to {}, or that machine is off ({}): {what}", peer.ip(), by(router))
+        }
+        Unreachable::Forbidden(router) => {
+            format!("a firewall forbids UDP to {peer} ({}): let it pass there", by(router))
+        }
     }
 }
 
@@ -568,6 +641,53 @@ mod tests {
         }
         let line = text(Story::default().tell(at(0), &Event::Stranger(peer()), &Status::FRESH));
         assert!(line.contains("source 203.0.113.7:7311") && line.contains("public keys"), "{line}");
+    }
+
+    fn silence() -> Event {
+        Event::NoAnswer { addresses: vec![peer()], knocks: 4, challenged: false }
+    }
+
+    #[test]
+    fn after_an_outage_nobody_is_told_to_look_at_keys() {
+        let mut story = Story::default();
+        story.tell(at(1), &Event::State { state: State::Up, cause: None }, &up());
+        let cause = Some(DownCause::Silence(Duration::from_secs(3)));
+        story.tell(at(103), &Event::State { state: State::Down, cause }, &Status::FRESH);
+        let line = text(story.tell(at(108), &silence(), &Status::FRESH));
+        for words in ["for 8 s", "not running", "address has changed", "network between is out"] {
+            assert!(line.contains(words), "{words}: {line}");
+        }
+        assert!(!line.contains("key") && !line.contains("wrong address"), "{line}");
+        let line = text(story.tell(at(100 + 900), &silence(), &Status::FRESH));
+        assert!(line.contains("for 15 min"), "{line}");
+        story.take_reasons(vec![(peer(), Unreachable::Port)]);
+        let line = text(story.tell(at(100 + 960), &silence(), &Status::FRESH));
+        let words = "nothing has been heard from the peer for 16 min; nobody listens at 203.0.113.7:7311 (ICMP port unreachable): start";
+        assert!(line.contains(words) && !line.contains("correct"), "{line}");
+    }
+
+    #[test]
+    fn what_icmp_says_is_named_in_place_of_guesses() {
+        let mut story = Story::default();
+        let mut told = |second, why| {
+            assert!(story.wants_reasons(at(second)));
+            story.take_reasons(vec![(peer(), why)]);
+            let line = text(story.tell(at(second), &silence(), &Status::FRESH));
+            assert!(!story.wants_reasons(at(second + 59)), "asked for what is not said");
+            assert!(line.starts_with("WARN no answer from 203.0.113.7:7311 after 4 knocks: "), "{line}");
+            assert!(!line.contains("public keys"), "{line}");
+            line
+        };
+        assert!(told(0, Unreachable::Port).contains("nobody listens at 203.0.113.7:7311 (ICMP port unreachable)"));
+        let router = Some("192.0.2.1".parse().unwrap());
+        assert!(
+            told(60, Unreachable::Host(router))
+                .contains("no route to 203.0.113.7, or that machine is off (192.0.2.1 says by ICMP)")
+        );
+        assert!(told(120, Unreachable::Host(None)).contains("(this machine says)"));
+        assert!(told(180, Unreachable::Forbidden(router)).contains("a firewall forbids UDP to 203.0.113.7:7311"));
+        let line = text(story.tell(at(240), &silence(), &Status::FRESH));
+        assert!(line.contains("public keys"), "what was said is not said again unasked: {line}");
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! the family of the socket.
 
 mod door;
+mod probe;
 mod receive;
 mod send;
 mod ties;
 
 pub use door::{Looks, MAX_GUESTS, Word};
+pub use probe::{ErrorProbe, Unreachable};
 pub use receive::{Datagram, ReceiveBatch};
 pub use send::{Run, SendBatch, SendReport};
 pub use ties::Ties;
