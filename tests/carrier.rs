@@ -303,6 +303,42 @@ scenario!(a_line_that_comes_and_goes_is_damped_and_says_so, 90, {
     drop(right);
 });
 
+scenario!(
+    /// The interface keeps its carrier, but the routes follow the link: while they are away no packet passes either.
+    a_damped_link_whose_routes_alone_follow_it_is_not_up,
+    90,
+    {
+        let mut lab = Lab::new();
+        interval(&mut lab.left, "200ms");
+        interval(&mut lab.right, "200ms");
+        lab.left.link = "carrier = \"always\"\nroutes = [\"10.50.0.0/24\"]\n".into();
+        let (left, mut right) = lab.up();
+        for loss in 1..=6 {
+            assert!(right.terminate().success());
+            wait_until("the loss", PATIENCE, || left.status()["carrier"]["losses"] == loss);
+            right = lab.right.start();
+            if loss < 6 {
+                left.wait_for_state("up");
+            }
+        }
+        let mut seen_waiting = 0;
+        wait_until("the link being up", PATIENCE, || {
+            // Looked at first, as the wait may end at any moment.
+            let routes = link_routes(&lab.left).len();
+            let (status, code) = left.status_and_code();
+            if status["state"] == "up" && status["carrier"]["left_s"].is_number() {
+                assert!(status["damped"].is_string(), "{status}");
+                assert_eq!((code, routes), (3, 0), "{status}");
+                seen_waiting += 1;
+            }
+            code == 0
+        });
+        assert!(seen_waiting > 0, "it never waited");
+        wait_until("the route", PATIENCE, || link_routes(&lab.left).len() == 1);
+        drop(right);
+    }
+);
+
 /// The `[hooks]` of a config: both run this script, which has a folder of its own as `$1`, with a file `told` to write to.
 fn hooks(site: &mut Site, script: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();

@@ -235,7 +235,11 @@ fn locks(sandbox: &Sandbox) -> String {
 /// Whether packets pass, and since when or until when it is so.
 fn condition(status: &Status) -> String {
     if let Some(until) = status.damped.as_ref().filter(|_| status.state == State::Up) {
-        return format!("damped until {until}; the interface has no carrier");
+        let missing = match status.carrier.follows {
+            config::Carrier::Peer => "the interface has no carrier",
+            config::Carrier::Always => "its routes are not set",
+        };
+        return format!("damped until {until}; {missing}");
     }
     let state = state(status.state);
     status.since.as_ref().map_or(state.to_owned(), |since| format!("{state} since {since}"))
@@ -404,6 +408,9 @@ tl0 (hq): down since 2026-01-02T03:04:05Z
         assert!(!damped.passes());
         let first = "tl0 (hq): damped until 2026-01-02T03:04:09Z; the interface has no carrier\n";
         assert!(show(&damped).starts_with(first), "{}", show(&damped));
+        let always = Status { carrier: Carrier { follows: config::Carrier::Always, ..damped.carrier }, ..damped };
+        let first = "tl0 (hq): damped until 2026-01-02T03:04:09Z; its routes are not set\n";
+        assert!(show(&always).starts_with(first), "{}", show(&always));
     }
 
     #[test]

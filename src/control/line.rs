@@ -20,6 +20,8 @@ pub(super) struct Line {
     damping: Damping,
     /// Whether the carrier goes by it: it was asked for, and the kernel can.
     sets_carrier: bool,
+    /// Whether routes into the link go by it.
+    moves_routes: bool,
     /// What was last told.
     on: bool,
     /// This end has closed the link: nothing brings the line back.
@@ -31,8 +33,16 @@ pub(super) struct Line {
 
 impl Line {
     /// It begins down.
-    pub(super) fn new(sets_carrier: bool, hooks: watch::Sender<Option<News>>) -> Line {
-        Line { damping: Damping::default(), sets_carrier, on: false, closed: false, hooks, reason: Reason::default() }
+    pub(super) fn new(sets_carrier: bool, moves_routes: bool, hooks: watch::Sender<Option<News>>) -> Line {
+        Line {
+            damping: Damping::default(),
+            sets_carrier,
+            moves_routes,
+            on: false,
+            closed: false,
+            hooks,
+            reason: Reason::default(),
+        }
     }
 
     /// The link's state changed; `cause` says why it is not Up any more.
@@ -94,9 +104,10 @@ impl Line {
         self.damping.on_at().map(|at| at.since(now)).filter(|left| !left.is_zero())
     }
 
-    /// Until when the interface gets no carrier although the link is Up; none where the carrier does not go by the link.
+    /// Until when no packets pass although the link is Up, as the interface has no carrier, or no routes lead into it; none where
+    /// neither goes by the link.
     pub(super) fn damped_until(&self, now: Time) -> Option<Time> {
-        self.left(now).filter(|_| self.sets_carrier).map(|left| now + left)
+        self.left(now).filter(|_| self.sets_carrier || self.moves_routes).map(|left| now + left)
     }
 
     /// What `status` shows.

@@ -381,8 +381,9 @@ async fn drive_with(
         sandbox,
     };
     let state = DriverState::new(name, &config.paths, &locals);
+    let moves_routes = config.link.routes_follow && !config.link.routes.is_empty();
     let reload = Reload::new(config, reads);
-    let line = Line::new(sets_carrier, news);
+    let line = Line::new(sets_carrier, moves_routes, news);
     let reconciler = reconciler.map(|reconciler| tokio::spawn(reconciler.run(wants, show)));
     let asked = asked_to;
     let driver = Driver { link, line, dataplane, ports, identity, reload, way, limits, wanted, seen, asked, state };
