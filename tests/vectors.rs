@@ -329,6 +329,10 @@ fn control_messages_by_the_byte() {
             "mtu" => {
                 Message::Mtu { own: offer(&inputs["own"]), has: offer(&inputs["has"]), ask: inputs["ask"] == true }
             }
+            "same_key" => Message::SameKey {
+                here: text(&inputs["here"]).parse().unwrap(),
+                there: text(&inputs["there"]).parse().unwrap(),
+            },
             other => panic!("no control message {other}"),
         };
         let plaintext = bytes(&vector["outputs"]["plaintext"]);
@@ -344,7 +348,7 @@ fn what_is_wrong_with_a_control_message_alone_is_found_alone() {
         let plaintext = bytes(&v["inputs"]["plaintext"]);
         matches!(Message::parse(&plaintext), Err(Malformed) | Ok(Message::Unknown(_)))
     });
-    assert_eq!(found.count(), 18);
+    assert_eq!(found.count(), 20);
 }
 
 #[test]

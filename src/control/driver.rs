@@ -11,7 +11,7 @@ use super::reconciler::{Seen, Wanted};
 use super::reload::Reload;
 use super::resolver::Resolver;
 use super::status::{Client, Identity, Listener, Moment, Since, WallClock};
-use super::story::{PEER_DOWN, Story, own_down};
+use super::story::{PEER_DOWN, Story, own_down, same_key};
 use super::unreachable::{self, Reasons};
 use super::{RunError, clock, keys};
 use crate::config::PathConfig;
@@ -182,6 +182,7 @@ impl Driver {
             self.carry_out(now);
             self.show_line(now);
             self.note_interface(now);
+            self.note_same_key(now);
             if std::mem::take(&mut self.state.look_again) {
                 inlets.resolver.look_again();
             }
@@ -409,6 +410,14 @@ impl Driver {
             (State::AdminDown, _) => problems.set(Code::InterfaceDown, own_down(&self.identity.interface), now),
             (_, Some(State::AdminDown)) => problems.set(Code::InterfaceDown, PEER_DOWN, now),
             _ => problems.clear(Code::InterfaceDown),
+        }
+    }
+
+    /// Whether another machine with the same key, this end's or the peer's, takes the link.
+    fn note_same_key(&self, now: Time) {
+        match self.link.status().same_key {
+            Some(known) => self.state.problems.set(Code::SameKeyTwice, same_key(&known), now),
+            None => self.state.problems.clear(Code::SameKeyTwice),
         }
     }
 

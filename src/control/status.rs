@@ -599,6 +599,7 @@ mod tests {
             jitter: Some(Duration::from_micros(300)),
             tx_loss: Some(0.0),
             rx_loss: Some(0.25),
+            same_key: None,
         };
         let drops = LinkDrops::default();
         drops.replayed.add(5);

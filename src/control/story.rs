@@ -8,7 +8,7 @@ use crate::os_error::in_words;
 use crate::protocol::constants::{MISSED_REPORTS, NOTICE_SPACING, VERSION};
 use crate::protocol::control::State;
 use crate::protocol::levels::Drops;
-use crate::protocol::link::{ColdStep, DownCause, KeysInUse, Status};
+use crate::protocol::link::{ColdStep, DownCause, KeysInUse, SameKey, Status, Whose};
 use crate::protocol::wire::{Kind, Verdict};
 use crate::protocol::{Event, Time};
 use crate::sys::udp::Unreachable;
@@ -50,6 +50,7 @@ enum Complaint {
     NothingArrives,
     AnswersLost,
     PresharedKeys,
+    SameKey,
     NotMoved,
     Refused,
     Stranger,
@@ -382,6 +383,10 @@ impl Story {
                      opened; give both the same preshared_key file"
                 })
             }
+            Event::SameKey(Some(known)) => self.complain(now, C::SameKey, L::WARN, || same_key(known)),
+            Event::SameKey(None) => {
+                Line::new(L::INFO, "only one machine has used the key for a while: the other one does not take the link any more")
+            }
             Event::NotMoved { own: true } => self.complain(now, C::NotMoved, L::WARN, || {
                 "the peer does not take this end's new key: the link goes on with the old one; list the new one there, and \
                  reload its config; asking again every 30 s"
@@ -490,6 +495,23 @@ fn rough(time: Duration) -> String {
 fn moved(keys: KeysInUse) -> String {
     let preshared = keys.preshared.map(|at| format!(", preshared key {at} of the list")).unwrap_or_default();
     format!("the link moved to other keys: this end's {}, the peer's {}{preshared}", keys.own, keys.peer)
+}
+
+/// Two machines have one key, and what to do.
+pub(super) fn same_key(known: &SameKey) -> String {
+    let [one, other] = known.addresses;
+    let who = match known.whose {
+        Whose::Own => {
+            format!(
+                "another machine uses this end's key: the peer sees this machine at {one} and the other one at {other}"
+            )
+        }
+        Whose::Peer => format!("two machines use the peer's key, one at {one} and one at {other}"),
+    };
+    format!(
+        "{who}; they take the link from each other, so each loses packets; stop tieline on one of them: a copied machine needs a \
+         link of its own (tieline init)"
+    )
 }
 
 /// What an operator did at the other end, and may undo there.
@@ -742,6 +764,22 @@ mod tests {
         assert_eq!(story.tell(at(5), &silence, &Status::FRESH), None);
         story.tell(at(6), &Event::Connecting { addresses: vec![peer()] }, &Status::FRESH);
         assert!(text(story.tell(at(11), &silence, &Status::FRESH)).contains("answered a knock"));
+    }
+
+    #[test]
+    fn two_machines_with_one_key_are_named_once_a_minute_with_what_to_do() {
+        let mut story = Story::default();
+        let other = "198.51.100.9:40000".parse().unwrap();
+        let known = |whose| Event::SameKey(Some(SameKey { whose, addresses: [peer(), other] }));
+        let line = text(story.tell(at(0), &known(Whose::Peer), &up()));
+        for words in ["WARN two machines use the peer's key", "203.0.113.7:7311", "198.51.100.9:40000", "tieline init"]
+        {
+            assert!(line.contains(words), "{words}: {line}");
+        }
+        assert!(text(story.tell(at(40), &Event::SameKey(None), &up())).starts_with("INFO only one machine"));
+        assert_eq!(story.tell(at(59), &known(Whose::Peer), &up()), None);
+        let line = text(story.tell(at(60), &known(Whose::Own), &up()));
+        assert!(line.contains("this machine at 203.0.113.7:7311 and the other one at 198.51.100.9:40000"), "{line}");
     }
 
     #[test]

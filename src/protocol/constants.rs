@@ -210,6 +210,13 @@ pub const CANDIDATE_IGNORE: Duration = Duration::from_secs(10);
 /// For so long after this machine's routes have left an own address, what still comes to it does not bring the link back to it.
 pub const LEFT_ADDRESS: Duration = Duration::from_secs(5);
 
+/// Takeovers of the link that prove two clocks behind the peer's key, until that is said.
+pub const SAME_KEY_PROOFS: usize = 3;
+/// What shows that two machines have one key is so for this many detection times after it was last seen, …
+pub const SAME_KEY_DETECTIONS: u32 = 5;
+/// … and for this long at least. Proofs count together within twice as long.
+pub const SAME_KEY_MEMORY: Duration = Duration::from_secs(30);
+
 /// Each notice of a stranger, a cause or a mismatch is given at most this often.
 pub const NOTICE_SPACING: Duration = Duration::from_secs(60);
 

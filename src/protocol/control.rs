@@ -2,8 +2,9 @@
 
 use super::{
     constants::*,
-    wire::{Malformed, Reader},
+    wire::{Malformed, Reader, address18, read_address18},
 };
+use std::net::SocketAddr;
 
 /// The liveness states of RFC 5880 §6.2, with the numbers of its §4.1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,6 +144,13 @@ pub enum Message<'a> {
         /// Whether it is to be answered with the receiver's own.
         ask: bool,
     },
+    /// The receiver's key is on two machines, which take the link from each other.
+    SameKey {
+        /// Where the sender sees the receiver.
+        here: SocketAddr,
+        /// Where it sees the other machine. IPv6 scopes are left out of both.
+        there: SocketAddr,
+    },
     /// A kind of a later version.
     Unknown(u8),
 }
@@ -165,6 +173,7 @@ impl Message<'_> {
             Message::Mtu { own, has, ask } => {
                 [&[11, u8::from(*ask), 0, 0][..], &encode_offer(*own), &encode_offer(*has)].concat()
             }
+            Message::SameKey { here, there } => [&[12, 0, 0, 0], &address18(*here)[..], &address18(*there)].concat(),
             Message::PathCheck { lane, cookie } => [&[4, *lane, 0, 0], &cookie[..]].concat(),
             Message::PathAnswer { lane, cookie } => [&[5, *lane, 0, 0], &cookie[..]].concat(),
             Message::Probe { mark, size } => {
@@ -214,6 +223,10 @@ impl Message<'_> {
                 let ask = r.u8()? & 1 != 0;
                 r.skip(2)?;
                 Message::Mtu { own: parse_offer(&mut r)?, has: parse_offer(&mut r)?, ask }
+            }
+            12 => {
+                r.skip(3)?;
+                Message::SameKey { here: read_address18(&r.array()?), there: read_address18(&r.array()?) }
             }
             other => return Ok(Message::Unknown(other)),
         };
@@ -353,5 +366,10 @@ mod tests {
         assert_eq!(Message::parse(&[&check[..], &[0]].concat()), Err(Malformed));
         assert_eq!(Message::parse(&[]), Err(Malformed));
         assert_eq!(Message::parse(&[8]), Ok(Message::Goodbye));
+        let [here, there] = ["192.0.2.1:7311", "[2001:db8::1]:7312"].map(|address| address.parse().unwrap());
+        let same_key = Message::SameKey { here, there }.encode();
+        assert_eq!(same_key.len(), 40);
+        assert_eq!(Message::parse(&same_key), Ok(Message::SameKey { here, there }));
+        assert_eq!(Message::parse(&same_key[..39]), Err(Malformed));
     }
 }

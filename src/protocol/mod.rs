@@ -32,6 +32,7 @@ mod paths;
 mod rekey;
 pub mod replay;
 mod resolver;
+mod same_key;
 pub mod session;
 mod slots;
 mod time;

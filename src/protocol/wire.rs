@@ -3,7 +3,7 @@
 //! Reading never fails halfway: a parser returns a whole value or [`Malformed`]. Integers are big-endian.
 
 use super::{constants::*, crypto::MacKey};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// A length, a header or a value out of its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,13 +201,20 @@ impl Cold {
 #[must_use]
 pub fn address18(address: SocketAddr) -> [u8; 18] {
     let ip = match address.ip() {
-        std::net::IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-        std::net::IpAddr::V6(v6) => v6,
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
     };
     let mut out = [0; 18];
     out[..16].copy_from_slice(&ip.octets());
     out[16..].copy_from_slice(&address.port().to_be_bytes());
     out
+}
+
+/// The address that [`address18`] wrote; an IPv4-mapped one is IPv4's.
+#[must_use]
+pub fn read_address18(bytes: &[u8; 18]) -> SocketAddr {
+    let [ip @ .., high, low] = *bytes;
+    SocketAddr::new(IpAddr::from(ip).to_canonical(), u16::from_be_bytes([high, low]))
 }
 
 /// Bits of [`Payload::ciphers`].

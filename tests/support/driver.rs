@@ -152,6 +152,7 @@ impl World {
                 e.used = *id;
                 e.sockets.retain(|other, _| other == id || listens && *other == SocketId(0));
             }
+            Event::SameKey(Some(known)) => panic!("{} takes one machine for two: {known:?}", who(end)),
             Event::Session { post_quantum, epoch, .. } => {
                 // It is gone again where a Goodbye was the first thing said under it.
                 if let Some(session) = self.status(end).session {

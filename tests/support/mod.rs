@@ -5,6 +5,7 @@
 
 #![allow(dead_code, unused_imports, clippy::expect_used)] // each test file uses its own part of it
 
+pub mod crowd;
 mod driver;
 pub mod end;
 pub mod entropy;

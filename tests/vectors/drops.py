@@ -167,6 +167,8 @@ def control_rejects():
         ("Mtu, a size of 9,249", bytes([11, 1, 0, 0]) + (9249).to_bytes(2, "big") + bytes(6)),
         ("Mtu, an MTU of 1,279", bytes([11, 1, 0, 0, 0, 0]) + (1279).to_bytes(2, "big") + bytes(4)),
         ("Mtu, an MTU of 9,001 that the receiver has", bytes([11, 0, 0, 0]) + bytes(6) + (9001).to_bytes(2, "big")),
+        ("SameKey cut short", bytes([12]) + bytes(38)),
+        ("SameKey with a byte too many", bytes([12]) + bytes(40)),
     ]
     return [
         {

@@ -50,6 +50,7 @@ def control_cases(rekeys):
         mtu((1472, None), (None, None), True),
         mtu((548, 1280), (9248, 9000), False),
         mtu((None, 1500), (1372, None), True),
+        {"kind": "same_key", "here": "192.0.2.2:7311", "there": "[2001:db8::7]:40000"},
         {"kind": "goodbye"},
     ]
     return [{"inputs": m, "outputs": {"plaintext": tl.control(m).hex()}} for m in messages]

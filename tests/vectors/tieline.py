@@ -72,6 +72,11 @@ def ip16(ip):
     return address.packed
 
 
+def endpoint18(text):
+    host, port = text.rsplit(":", 1)
+    return ip16(host.strip("[]")) + struct.pack(">H", int(port))
+
+
 def make_token(t_secret, t0, now_ns, nonce, ip, port):
     stamp = struct.pack(">Q", t0 + now_ns)
     return stamp + mac16(t_secret, b"token" + stamp + nonce + ip16(ip) + struct.pack(">H", port))
@@ -208,4 +213,6 @@ def control(message):
         return struct.pack(">BBHHHHH", 11, 1 if m["ask"] else 0, 0, *own, *has)
     if name == "goodbye":
         return bytes([8])
+    if name == "same_key":
+        return bytes([12, 0, 0, 0]) + endpoint18(m["here"]) + endpoint18(m["there"])
     raise ValueError(name)

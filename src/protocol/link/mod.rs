@@ -19,6 +19,7 @@ mod vectors;
 mod ways;
 
 pub use super::agreement::LinkMtu;
+pub use super::same_key::{SameKey, Whose};
 use super::{
     admission::Admission,
     constants::*,
@@ -31,6 +32,7 @@ use super::{
     measure::Measure,
     mtu::Found,
     paths::Paths,
+    same_key::Watch,
     session::Cipher,
     slots::Slots,
     time::Time,
@@ -219,6 +221,8 @@ pub struct Status {
     pub tx_loss: Option<f64>,
     /// What was lost lately of what the far end sent, 0 to 1.
     pub rx_loss: Option<f64>,
+    /// One key on two machines.
+    pub same_key: Option<SameKey>,
 }
 
 #[cfg(test)]
@@ -239,6 +243,7 @@ impl Status {
         jitter: None,
         tx_loss: None,
         rx_loss: None,
+        same_key: None,
     };
 }
 
@@ -287,6 +292,7 @@ pub struct Link {
     paths: Paths,
     ways: Choice,
     sizes: Sizes,
+    same_key: Watch,
     report_at: Option<Time>,
     /// When the last two were sent, the older first.
     last_reports: [Option<Time>; 2],
@@ -336,6 +342,7 @@ impl Link {
             paths: Paths::default(),
             ways: Choice::new(now, &params.ways),
             sizes: Sizes::new(),
+            same_key: Watch::default(),
             report_at: None,
             last_reports: [None; 2],
             asked: None,
@@ -500,6 +507,7 @@ impl Link {
             self.sizes.deadline(),
             self.next_ways(),
             self.next_called(),
+            self.same_key.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -530,6 +538,7 @@ impl Link {
             jitter: self.measure.jitter(),
             tx_loss: self.measure.tx_loss(),
             rx_loss: self.measure.rx_loss(),
+            same_key: self.same_key.known(),
         }
     }
 
@@ -546,6 +555,7 @@ impl Link {
         self.expire_sessions();
         self.tell_keys();
         self.review_attempt(now);
+        self.note_same_key(now);
         self.run_ways(now);
         self.run_sizes(now);
     }

@@ -4,6 +4,7 @@ use super::KeysInUse;
 use crate::protocol::{
     control::State,
     halves::{EgressUpdate, IngressUpdate, Path, SocketId},
+    same_key::SameKey,
     session::Cipher,
     wire::{Kind, Verdict},
 };
@@ -172,6 +173,8 @@ pub enum Event {
         /// What became of it.
         step: ColdStep,
     },
+    /// One key is on two machines, or is no more as far as that can be seen.
+    SameKey(Option<SameKey>),
     /// The peer speaks another version of the protocol.
     OtherVersion {
         /// Its version.

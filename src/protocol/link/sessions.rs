@@ -140,6 +140,7 @@ impl Link {
     fn enter_current(&mut self, now: Time, new_family: bool, path: Path, rekeyed: bool) {
         if new_family {
             self.measure.new_baseline();
+            self.same_key.new_family();
             self.sizes.new_peer();
             self.paths.set(path);
             self.ways.begin(now, path);

@@ -36,7 +36,10 @@ impl Link {
             Ok(Message::Report(report)) => {
                 if report.lanes.len() != lanes.len() {
                     self.levels.drops.malformed.bump();
-                } else if self.measure.newer(rank, counter) {
+                    return;
+                }
+                self.watch_key(now, path, &report, &lanes);
+                if self.measure.newer(rank, counter) {
                     self.on_report(now, &report, &lanes);
                 }
             }
@@ -57,6 +60,10 @@ impl Link {
                 self.on_way_check(now, path, (rank, counter), Use { first, second, hold }, cookie);
             }
             Ok(Message::WayAnswer { cookie, time_us }) => self.ways.own.answer(now, path, cookie, time_us),
+            Ok(Message::SameKey { here, there }) if is_cur => {
+                self.same_key.told(now, [here, there], self.detection());
+            }
+            Ok(Message::SameKey { .. }) => {}
             Ok(Message::Goodbye) if is_cur => self.on_goodbye(now),
             Ok(Message::Probe { mark, size }) => self.on_probe(now, mark, size),
             Ok(Message::ProbeAck { mark, size }) => self.sizes.acked(now, mark, size),
@@ -101,6 +108,36 @@ impl Link {
         self.after_state(now, before.state, cause);
         if news {
             self.report_soon(now);
+        }
+    }
+
+    /// A Report shows whether one machine made it and those under other sessions.
+    fn watch_key(&mut self, now: Time, path: Path, report: &Report, lanes: &LaneSet) {
+        let (Some(cur), Some(current)) = (&self.slots.cur, self.paths.current) else {
+            return;
+        };
+        if Arc::ptr_eq(&cur.agreed.lanes, lanes) {
+            self.same_key.hear(report.time_us);
+        } else {
+            self.same_key.hear_late(report.time_us, path.peer);
+        }
+        self.same_key.judge(now, current.peer, self.detection());
+    }
+
+    /// Says whether one key is on two machines, where that is news.
+    pub(super) fn note_same_key(&mut self, now: Time) {
+        if let Some(known) = self.same_key.news(now) {
+            self.event(Event::SameKey(known));
+        }
+    }
+
+    /// Tells the peer that its key is on another machine too, with each Report: which of the two has the link is never sure.
+    fn send_same_key(&mut self, index: u32) {
+        let here = self.paths.current.map(|path| path.peer);
+        if let Some(here) = here
+            && let Some(there) = self.same_key.other(here)
+        {
+            self.send_control(index, &Message::SameKey { here, there }.encode(), None);
         }
     }
 
@@ -206,6 +243,7 @@ impl Link {
         self.last_reports = [self.last_reports[1], Some(now)];
         self.report_at = Some(now + Duration::from_millis(self.params.interval_ms().into()));
         self.send_control(index, &Message::Report(report).encode(), None);
+        self.send_same_key(index);
     }
 
     pub(super) fn run_reports(&mut self, now: Time) {

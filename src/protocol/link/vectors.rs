@@ -136,7 +136,7 @@ fn control_messages_to_be_rejected_are() {
         _ => true,
     };
     let good: Vec<Value> = section("control").into_iter().filter(|v| fits(&v)).collect();
-    assert_eq!(good.len(), 3 + 1 + 8);
+    assert_eq!(good.len(), 3 + 1 + 9);
     for vector in good {
         let (before, after) = tell(&bytes(&vector["outputs"]["plaintext"]));
         assert_eq!(after, before, "{}", vector["inputs"]["kind"]);
