@@ -75,6 +75,58 @@ fn an_attempt_takes_up_an_address_that_is_resolved_meanwhile() {
     carries(&mut world);
 }
 
+/// Addresses where nobody is.
+fn nowhere(count: u16) -> impl Iterator<Item = SocketAddr> {
+    (0..count).map(|n| SocketAddr::new(stranger().ip(), 1_000 + n))
+}
+
+#[test]
+fn however_many_addresses_a_name_has_all_are_knocked_at_in_turn_and_few_at_a_time() {
+    for count in [4, 5, 8, 9, 30] {
+        let mut world = a_opens();
+        world.kill(A);
+        world.log = Some(Vec::new());
+        let right = world.ends[A].addresses[0];
+        world.ends[A].addresses = nowhere(count - 1).chain([right]).collect();
+        world.start(A);
+        let begun = world.now;
+        assert!(world.run_until(secs(20), World::together), "not found among {count} addresses");
+        let took = Duration::from_nanos(world.now - begun);
+        println!("the last of {count} addresses is found after {took:.2?}");
+        let knocks = world.logged(A, Kind::Knock);
+        let at_once = knocks.iter().filter(|flight| flight.to == knocks[0].to).count();
+        assert!(knocks.len() <= (at_once + 1) * count as usize, "{} knocks", knocks.len());
+        assert!(took <= secs(if count <= 9 { 2 } else { 9 }), "{took:?} for {count} addresses");
+        carries(&mut world);
+    }
+}
+
+#[test]
+fn a_peer_that_is_gone_is_looked_for_at_all_addresses_the_proven_one_always_among_them() {
+    let mut world = up(a_opens());
+    let proven = world.status(A).path.unwrap().peer;
+    // B is away for a while, and its name means many addresses by then.
+    world.network.blocked = [true; 2];
+    let many: Vec<SocketAddr> = nowhere(9).collect();
+    world.name(A, 0, &many);
+    world.carry_out(A);
+    let mut read = world.log.as_ref().unwrap().len();
+    world.run(secs(20));
+    let sent = world.news(&mut read);
+    for kind in [Kind::Knock, Kind::Control] {
+        let to = |address| sent.iter().filter(|f| f.sender == A && f.kind() == Some(kind) && f.to == address).count();
+        assert!(
+            many.iter().all(|address| to(*address) > 0),
+            "{kind:?} to {:?}",
+            many.iter().map(|a| to(*a)).collect::<Vec<_>>()
+        );
+        assert!(many.iter().all(|address| to(*address) < to(proven)), "{kind:?}");
+    }
+    world.network.blocked = [false; 2];
+    assert!(world.run_until(secs(4), World::together));
+    carries(&mut world);
+}
+
 #[test]
 fn init_from_before_responder_reboot() {
     let mut world = a_opens();

@@ -58,7 +58,7 @@ impl Scene {
         let ways: Rc<RefCell<[Way; 2]>> = Rc::default();
         let (shared, mut dice) = (ways.clone(), Dice::new(!seed));
         world.decide(move |flight: &Flight| {
-            let way = at.iter().position(|address| [flight.from, flight.to].contains(address)).expect("a way");
+            let way = at.iter().position(|address| [flight.from, flight.to].contains(address)).unwrap_or_default();
             let Way { cut, late, loss, largest } = shared.borrow()[way];
             let lost =
                 cut[flight.sender] || dice.chance(loss) || largest.is_some_and(|largest| flight.bytes.len() > largest);
@@ -436,4 +436,30 @@ fn disturb(scene: &mut Scene, dice: &mut Dice) {
             scene.world.start(end);
         }
     }
+}
+
+#[test]
+fn each_way_is_tried_at_all_its_addresses_in_turn() {
+    let nowhere: Vec<SocketAddr> = (0..4).map(|n| SocketAddr::new(stranger().ip(), 1_000 + n)).collect();
+    let mut scene = Scene::new(1, false);
+    scene.world.start_both();
+    scene.world.kill(A);
+    let right = scene.world.ends[A].addresses[0];
+    scene.world.ends[A].addresses = nowhere.iter().copied().chain([right]).collect();
+    scene.world.start(A);
+    let begun = scene.world.now;
+    assert!(scene.world.run_until(secs(20), World::together), "not found");
+    println!("the fifth address is found after {:.2?}", Duration::from_nanos(scene.world.now - begun));
+    assert!(scene.world.now - begun <= 2_000_000_000, "{} ns", scene.world.now - begun);
+    // The way that is not in use is found too, by its checks.
+    let up = |world: &World| world.ends[A].process.as_ref().unwrap().link.ways().iter().all(|way| way.up);
+    assert!(scene.world.run_until(secs(8), up), "not on both ways");
+    // And once more when the peer is at another address by then, while both ways are silent.
+    scene.cut(0, [true; 2]);
+    scene.cut(1, [true; 2]);
+    scene.world.run(secs(10));
+    scene.cut(0, [false; 2]);
+    scene.cut(1, [false; 2]);
+    assert!(scene.world.run_until(secs(4), World::together), "not found again");
+    carries(&mut scene.world);
 }

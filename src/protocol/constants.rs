@@ -46,7 +46,7 @@ pub const PAUSE_FIRST: Duration = Duration::from_millis(500);
 pub const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The pause after a Response that refuses the link.
 pub const PAUSE_REFUSED: Duration = Duration::from_secs(30);
-/// The most addresses knocked in one attempt.
+/// The most addresses knocked at in one sending.
 pub const MAX_ADDRESSES: usize = 4;
 /// The most public keys of the peer's, and the most preshared keys, that an end may list: an old one and a new one.
 pub const MAX_LISTED_KEYS: usize = 2;

@@ -25,6 +25,13 @@ const TRIPS: usize = 8;
 /// Addresses that a silent way is looked for at.
 const ADDRESSES: usize = 2;
 
+/// So many of a list, the next ones at each turn, until it begins anew.
+pub fn in_turn<T: Copy>(list: &[T], slots: usize, turn: usize) -> impl Iterator<Item = T> {
+    let first = turn.wrapping_mul(slots).checked_rem(list.len()).unwrap_or_default();
+    let first = if list.len() > slots { first } else { 0 };
+    list.iter().copied().cycle().skip(first).take(slots.min(list.len()))
+}
+
 /// A check, and what came of it.
 struct Asked {
     cookie: Cookie,
@@ -61,6 +68,8 @@ struct Way {
     /// How long it has to be good before it is used in place of another that works.
     wait: Duration,
     silent_next: Time,
+    /// How often it was asked since it is silent.
+    turn: usize,
 }
 
 impl Way {
@@ -80,10 +89,11 @@ impl Way {
             lossy_since: now,
             wait: Duration::ZERO,
             silent_next: now + WAY_SILENT,
+            turn: 0,
         }
     }
 
-    /// Where the peer may be on this way, the likeliest first; one address while it answers.
+    /// Everywhere the peer may be on this way, the likeliest first; one address while it answers.
     fn candidates(&self) -> Vec<Path> {
         let anew = |&peer: &SocketAddr| Path { socket: self.params.socket, local: None, peer };
         let mut paths: Vec<Path> = self.path.into_iter().collect();
@@ -91,8 +101,14 @@ impl Way {
             let known = self.path.map(|path| path.peer);
             paths.extend(self.addresses.iter().filter(|peer| Some(**peer) != known).map(anew));
         }
-        paths.truncate(ADDRESSES);
         paths
+    }
+
+    /// A few of those: where the peer was last, and of the others the next ones at each turn.
+    fn places(&self, turn: usize) -> Vec<Path> {
+        let all = self.candidates();
+        let (proven, others) = all.split_at(usize::from(self.path.is_some()));
+        proven.iter().copied().chain(in_turn(others, ADDRESSES - proven.len(), turn)).collect()
     }
 
     /// When it is asked next: each interval, and more often once an answer is overdue.
@@ -182,7 +198,7 @@ impl Way {
             self.silent_next = now + WAY_SILENT;
             self.lossy = false;
         }
-        (self.up, self.since, self.waiting_since) = (up, now, None);
+        (self.up, self.since, self.waiting_since, self.turn) = (up, now, None, 0);
         true
     }
 
@@ -239,11 +255,20 @@ impl Ways {
         }
     }
 
-    /// Where the peer may be, on all ways, the preferred first.
+    /// Everywhere the peer may be, on all ways, the preferred first.
     pub fn paths(&self) -> Vec<Path> {
+        self.by_priority().flat_map(Way::candidates).collect()
+    }
+
+    /// A few of those on each way, other ones at each turn.
+    pub fn places(&self, turn: usize) -> Vec<Path> {
+        self.by_priority().flat_map(|way| way.places(turn)).collect()
+    }
+
+    fn by_priority(&self) -> impl Iterator<Item = &Way> {
         let mut ways: Vec<&Way> = self.ways.iter().collect();
         ways.sort_by_key(|way| way.params.priority);
-        ways.into_iter().flat_map(Way::candidates).collect()
+        ways.into_iter()
     }
 
     /// Whether this is where one of them leads.
@@ -314,7 +339,9 @@ impl Ways {
             if way.next(interval, hurry) > now {
                 continue;
             }
-            for path in way.candidates() {
+            let places = way.places(way.turn);
+            way.turn = way.turn.wrapping_add(1);
+            for path in places {
                 let Some(cookie) = cookie() else {
                     self.rest = now + interval;
                     break;

@@ -14,7 +14,8 @@ use crate::protocol::{
     levels::{Counter, Drops},
     session::Cipher,
     slots::{Kind, Session},
-    wire::{self, Cold, Nonce, Payload, Token, Verdict, payload_flags},
+    ways::in_turn,
+    wire::{self, Cold, Kind as ColdKind, Nonce, Payload, Token, Verdict, payload_flags},
 };
 use agree::{agree, chosen, judge, layers_differ};
 use std::{net::SocketAddr, sync::Arc};
@@ -29,11 +30,13 @@ pub(super) struct Opener {
     not_before: Time,
     /// Knocks sent since something answered.
     knocks: u32,
+    /// How often Knocks, and checks while the line is down, were sent: each time to other addresses, where there are many.
+    turns: [usize; 2],
 }
 
 impl Opener {
     pub fn new(now: Time) -> Opener {
-        Opener { failures: 0, not_before: now, knocks: 0 }
+        Opener { failures: 0, not_before: now, knocks: 0, turns: [0; 2] }
     }
 
     /// Half a second, doubling to [`PAUSE_MAX`], ±25 % so that two ends do not keep step.
@@ -65,7 +68,7 @@ enum Reason {
 pub(super) struct Attempt {
     reason: Reason,
     nonce: Nonce,
-    /// With which keys, and where: each with each.
+    /// With which keys, and where by now: each with each.
     pairs: Vec<Arc<Pair>>,
     knocked: Vec<Path>,
     /// What the Response may be under.
@@ -129,25 +132,63 @@ impl Attempt {
 }
 
 impl Link {
-    /// Where an attempt knocks: on all ways; or from this socket, at the address proven last, then where config and resolver say.
-    pub(super) fn known_paths(&self, socket: SocketId) -> Vec<Path> {
+    /// Everywhere the peer may be: on all ways; or from this socket, at the address proven last, then where config and resolver say.
+    /// The number is that of the proven ones.
+    fn known_paths(&self, socket: SocketId) -> (Vec<Path>, usize) {
         if self.ways.own.lead() {
-            return self.ways.own.paths();
+            return (self.ways.own.paths(), 0);
         }
-        let mut known: Vec<Path> = Vec::with_capacity(MAX_ADDRESSES);
-        let proven = [self.paths.validated, self.paths.current].into_iter().flatten().map(|path| path.peer);
-        for peer in proven.chain(self.addresses.iter().copied()) {
-            if known.len() < MAX_ADDRESSES && known.iter().all(|path| path.peer != peer) {
-                known.push(Path { socket, local: None, peer });
-            }
+        let mut known: Vec<Path> = Vec::new();
+        for proven in [self.paths.validated, self.paths.current].into_iter().flatten() {
+            add_peer(&mut known, socket, proven.peer);
         }
-        known
+        let proven = known.len();
+        self.addresses.iter().for_each(|peer| add_peer(&mut known, socket, *peer));
+        (known, proven)
+    }
+
+    /// Where to look for the peer this time: on each way, or at [`MAX_ADDRESSES`] at most. What was proven is always among them, and of
+    /// the others come the next ones at each turn.
+    pub(super) fn places(&self, socket: SocketId, turn: usize) -> Vec<Path> {
+        if self.ways.own.lead() {
+            return self.ways.own.places(turn);
+        }
+        let (known, proven) = self.known_paths(socket);
+        let (proven, others) = known.split_at(proven);
+        proven.iter().copied().chain(in_turn(others, MAX_ADDRESSES - proven.len(), turn)).collect()
+    }
+
+    /// Where to look for the peer by the session there is, while the line is down.
+    pub(super) fn next_places(&mut self, socket: SocketId) -> Vec<Path> {
+        let turn = self.opener.turns[1];
+        self.opener.turns[1] = turn.wrapping_add(1);
+        self.places(socket, turn)
+    }
+
+    /// Where the attempt knocks this time, and from now on takes an answer from.
+    fn next_knocked(&mut self, reason: Reason) -> Vec<Path> {
+        // A move takes the very path the line has: a NAT on it knows no other.
+        let line = self.paths.current.filter(|_| reason == Reason::Move);
+        let on_line = |path: Path| line.filter(|line| line.peer == path.peer).unwrap_or(path);
+        let turn = self.opener.turns[0];
+        self.opener.turns[0] = turn.wrapping_add(1);
+        let places: Vec<Path> = self.places(self.socket, turn).into_iter().map(on_line).collect();
+        if let Some(attempt) = &mut self.attempt {
+            let new = |path: &&Path| !attempt.knocked.contains(path);
+            let new: Vec<Path> = places.iter().filter(new).copied().collect();
+            attempt.knocked.extend(new);
+        }
+        places
+    }
+
+    /// Whether somebody is known whom this end can call.
+    pub(super) fn knows_peer(&self) -> bool {
+        !self.addresses.is_empty() || self.paths.validated.is_some() || self.ways.own.lead()
     }
 
     /// When there is reason for an attempt, should nothing change until then.
     fn attempt_due(&self) -> Option<(Time, Reason)> {
-        let known = !self.addresses.is_empty() || self.paths.validated.is_some() || self.ways.own.lead();
-        if !known || self.closing.is_some() {
+        if !self.knows_peer() || self.closing.is_some() {
             return None;
         }
         let start = self.opener.not_before;
@@ -209,25 +250,22 @@ impl Link {
         let Ok(nonce) = self.entropy.bytes() else {
             return self.crypto_failed(now);
         };
-        // A move takes the very path the line has: a NAT on it knows no other.
-        let line = self.paths.current.filter(|_| reason == Reason::Move);
-        let on_line = |path: Path| line.filter(|line| line.peer == path.peer).unwrap_or(path);
-        let knocked: Vec<Path> = self.known_paths(self.socket).into_iter().map(on_line).collect();
-        let addresses = peers(&knocked);
+        let addresses = peers(&self.known_paths(self.socket).0);
         let (pairs, psks) = self.keys_for(reason);
         match reason {
             Reason::NotUp => self.event(Event::Connecting { addresses }),
             Reason::Silence => self.event(Event::Quiet),
             Reason::Move => {}
         }
-        let (first_sent, sent, init) = (now, 0, None);
+        let (first_sent, sent, init, knocked) = (now, 0, None, Vec::new());
         self.attempt = Some(Attempt { reason, nonce, pairs, knocked, psks, started: now, first_sent, sent, init });
         self.run_attempt(now);
     }
 
     /// An attempt that nobody has answered yet knocks at once where the peer may be by now, and no more where it is not.
     pub(super) fn knock_anew(&mut self) {
-        let (known, lead) = (self.known_paths(self.socket), self.ways.own.lead());
+        let (known, lead) = (self.known_paths(self.socket).0, self.ways.own.lead());
+        let places = self.places(self.socket, self.opener.turns[0]);
         let Some(attempt) = self.attempt.as_mut().filter(|a| a.init.is_none() && a.reason != Reason::Move) else {
             return;
         };
@@ -235,7 +273,7 @@ impl Link {
         let same = |a: &Path, b: &Path| a.peer == b.peer && (a.socket == b.socket || !lead);
         attempt.knocked.retain(|path| known.iter().any(|known| same(known, path)));
         let is_new = |path: &Path| !attempt.knocked.iter().any(|knocked| same(knocked, path));
-        let new: Vec<Path> = known.into_iter().filter(is_new).collect();
+        let new: Vec<Path> = places.into_iter().filter(is_new).collect();
         attempt.knocked.extend(&new);
         let knocks = attempt.knocks(&new);
         knocks.into_iter().for_each(|(path, datagram)| self.send_cold(path, datagram));
@@ -254,16 +292,17 @@ impl Link {
         }
         // What a sleeping machine missed is not made up for: one sending, whatever is due.
         attempt.sent = COLD_RESENDS.iter().take_while(|after| attempt.first_sent + **after <= now).count();
-        let transmits: Vec<(Path, Vec<u8>)> = match &attempt.init {
-            Some(init) => vec![(init.path, init.datagram.clone())],
-            None => attempt.knocks(&attempt.knocked),
-        };
-        if attempt.init.is_none() && attempt.reason != Reason::Move {
+        if let Some(init) = &attempt.init {
+            let (path, datagram) = (init.path, init.datagram.clone());
+            return self.send_cold(path, datagram);
+        }
+        let reason = attempt.reason;
+        if reason != Reason::Move {
             self.opener.knocks = self.opener.knocks.saturating_add(1);
         }
-        for (path, datagram) in transmits {
-            self.send_cold(path, datagram);
-        }
+        let places = self.next_knocked(reason);
+        let knocks = self.attempt.as_ref().map(|attempt| attempt.knocks(&places)).unwrap_or_default();
+        knocks.into_iter().for_each(|(path, datagram)| self.send_cold(path, datagram));
     }
 
     fn send_cold(&mut self, path: Path, datagram: Vec<u8>) {
@@ -556,6 +595,13 @@ impl Link {
             path,
         };
         self.make_session(now, root, birth)
+    }
+}
+
+/// Adds an address of the peer's that is not there yet.
+fn add_peer(known: &mut Vec<Path>, socket: SocketId, peer: SocketAddr) {
+    if known.iter().all(|path| path.peer != peer) {
+        known.push(Path { socket, local: None, peer });
     }
 }
 

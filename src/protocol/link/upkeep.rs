@@ -368,7 +368,7 @@ impl Link {
         }
         let socket = self.paths.current.map_or(self.socket, |path| path.socket);
         let mut probes: Vec<(Cookie, Path)> = Vec::new();
-        for path in self.known_paths(socket) {
+        for path in self.next_places(socket) {
             let current = self.paths.current.filter(|current| current.peer == path.peer);
             let path = current.unwrap_or(path);
             match self.entropy.bytes() {
