@@ -8,13 +8,14 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::dns::{NameServer, ask_only};
+use common::dns::{NameServer, ask_as, ask_only};
 use common::lab::{End, Lab, PATIENCE, PORT, Site, transfer, wait_for_bytes};
 use common::pulse::Pulse;
 use common::router::{Router, SPARE};
@@ -178,6 +179,86 @@ scenario!(
             left.kill_9();
             right.kill_9();
         }
+    }
+);
+
+scenario!(
+    /// The name has more addresses than are knocked at in one sending, and the last one works.
+    all_addresses_of_a_name_are_tried,
+    60,
+    {
+        let (lab, _router, server, _files) = by_name();
+        let dead = |n| ip(&format!("203.0.113.{n}"));
+        let addresses: Vec<IpAddr> = (1..=7).map(dead).chain([lab.left.outer[0]]).collect();
+        server.says(NAME, &addresses);
+        let left = lab.left.start();
+        wait_until("left listening", PATIENCE, || left.answers());
+        let started = Instant::now();
+        let _right = lab.right.start();
+        lab.right.ping(lab.left.inner[0]);
+        let took = started.elapsed();
+        println!("the last of eight addresses works: up after {:.0} ms", took.as_secs_f64() * 1e3);
+        assert!(took < KNOCK + SLACK, "{took:?}");
+    }
+);
+
+scenario!(
+    /// The servers of one path's name are dead: the C library waits for them for 10 s, and the other path's name for nobody.
+    a_name_with_dead_servers_keeps_no_other_name_waiting,
+    60,
+    {
+        let (mut lab, router) = Lab::over_router();
+        let gateway = Router::gateway(&lab.right)[0];
+        let server = NameServer::at(&router.network, gateway);
+        let _files = ask_as(&format!("nameserver {gateway}\n"));
+        server.does_not_answer_for("dead.test");
+        server.says(NAME, &[lab.left.outer[0]]);
+        (lab.left.endpoint, lab.right.endpoint) = (None, None);
+        let path = |name| format!("[[path]]\nname = \"{name}\"\nendpoint = \"{name}:{PORT}\"\n");
+        lab.right.sections = path("dead.test") + &path(NAME);
+        let left = lab.left.start();
+        wait_until("left listening", PATIENCE, || left.answers());
+        let started = Instant::now();
+        let right = lab.right.start();
+        lab.right.ping(lab.left.inner[0]);
+        let took = started.elapsed();
+        println!("up after {:.0} ms beside a name whose servers are dead", took.as_secs_f64() * 1e3);
+        assert!(took < KNOCK + SLACK, "{took:?}");
+        let words = ["cannot look up dead.test", "no answer from name server", "port 53"];
+        right.wait_for_log(&words, Duration::from_secs(15));
+    }
+);
+
+scenario!(
+    /// Each is said when it comes, however soon after another, and is a problem until there is an address.
+    why_a_name_has_no_address_is_said_with_what_to_do,
+    90,
+    {
+        let (lab, _router, server, files) = by_name();
+        let _left = lab.left.start();
+        let mode = |mode| files[0].as_file().set_permissions(Permissions::from_mode(mode)).unwrap();
+        let right = lab.right.start();
+        right.wait_for_log(&["warn", "cannot look up hq.test", "there is no such name (name server"], PATIENCE);
+        wait_until("the problem", PATIENCE, || right.status()["problem"]["code"] == "name-unresolved");
+        let text = right.status()["problem"]["text"].as_str().unwrap().to_owned();
+        assert!(text.contains("hq.test:7311") && text.contains("no such name"), "{text}");
+        server.is_silent(true);
+        right.wait_for_log(&["warn", "no answer from name server", "port 53"], PATIENCE);
+        // Whoever looks names up is nobody, in a namespace that has one.
+        let helper = children(right.id())[0];
+        if fs::metadata(format!("/proc/{helper}/task")).unwrap().uid() != 0 {
+            mode(0o600);
+            right.wait_for_log(&["warn", "may not read /etc/resolv.conf", "chmod a+r /etc/resolv.conf"], PATIENCE * 2);
+            let text = right.status()["problem"]["text"].as_str().unwrap().to_owned();
+            assert!(text.contains("may not read /etc/resolv.conf"), "{text}");
+            mode(0o644);
+        } else {
+            println!("the helper is root here: it may read whatever there is");
+        }
+        server.is_silent(false);
+        server.says(NAME, &[lab.left.outer[0]]);
+        right.wait_for_state("up");
+        wait_until("the problem's end", PATIENCE, || right.status()["problem"].is_null());
     }
 );
 

@@ -147,11 +147,12 @@ pub(super) struct DriverState {
 
 impl DriverState {
     /// On this interface, with config's paths, and where this end hears the peer.
-    pub(super) fn new(interface: &str, paths: &[PathConfig], locals: &[SocketAddr]) -> DriverState {
+    pub(super) fn new(interface: &str, paths: &[PathConfig], locals: &[SocketAddr], problems: Problems) -> DriverState {
         let names = paths.iter().map(|path| path.name.clone()).collect();
         let story = Story::of(interface.to_owned(), names, locals);
         DriverState {
             story,
+            problems,
             path_clocks: paths.iter().map(|_| WallClock::default()).collect(),
             ..DriverState::default()
         }

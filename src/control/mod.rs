@@ -72,6 +72,7 @@ use interface::Interface;
 use line::Line;
 use mtu::{Limits, MtuKeeper, Way};
 use ports::Ports;
+use problem::Problems;
 use reconciler::{Reconciler, Wanted};
 use reload::Reload;
 use resolver::{Ask, Resolver, listed};
@@ -326,7 +327,8 @@ async fn drive_with(
     let (ports, sockets) = Ports::open(&config, options.offloads.udp, &links)?;
     let asks = |(n, endpoint)| Ask { endpoint, families: ports.families(n, &sockets) };
     let asks: Vec<Ask<'_>> = endpoints(&config).into_iter().enumerate().map(asks).collect();
-    let resolver = Resolver::start(&asks, lookup);
+    let problems = Problems::default();
+    let resolver = Resolver::start(&asks, lookup, &problems);
     let locals: Result<Vec<SocketAddr>, _> = sockets.iter().map(|(_, socket)| socket.local_addr()).collect();
     let locals = locals.map_err(RunError::system("cannot read a socket's address"))?;
     let interface = interface::create(&netlink, &config, options.offloads.tun).await?;
@@ -380,7 +382,7 @@ async fn drive_with(
         paths: config.paths.clone(),
         sandbox,
     };
-    let state = DriverState::new(name, &config.paths, &locals);
+    let state = DriverState::new(name, &config.paths, &locals, problems);
     let moves_routes = config.link.routes_follow && !config.link.routes.is_empty();
     let reload = Reload::new(config, reads);
     let line = Line::new(sets_carrier, moves_routes, news);

@@ -1,44 +1,43 @@
 //! Looking names up, in this process or by a helper: the same program, started anew before the sandbox closes.
 //!
 //! Name services are code and files that nobody can list beforehand: modules of the C library, sockets, caches. The link's own
-//! process must not need any of that, so the helper does, as a user without rights, and hands addresses over a socket pair:
+//! process must not need any of that, so the helper does (`serve`), as a user without rights, and hands addresses over a socket pair:
 //!
 //! ```text
-//!   link ── "7 branch.example.net 7311\n" ──▶ helper ══ fork ══▶ its worker
+//!   link ── "7 branch.example.net 7311\n" ──▶ helper ══ fork ══▶ its worker, a thread a question
 //!        ◀── "7 = 203.0.113.7:7311 [2001:db8::7]:7311\n", or "7 ! why not\n" ──
 //! ```
 //!
-//! What others' code may crash, or never come back from, is a worker: a copy of the helper, which makes another when one has died and
-//! says so with the number 0. The link itself could make none: it is confined by then. Both end when their end of the pair is
-//! closed, however the link ended.
+//! Questions do not wait for each other: a name whose servers are dead takes as long as they let it, and no other name's time.
+
+mod cause;
+mod serve;
+
+pub use serve::serve;
 
 use crate::config::Endpoint;
-use crate::sys::process::in_child;
-use crate::sys::sandbox::{self, Reach, Role, User};
+use crate::sys::sandbox::User;
 use nix::sys::socket::{Shutdown, shutdown};
-use nix::sys::wait::WaitStatus;
-use std::io::{self, BufRead, ErrorKind, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixStream, lookup_host};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
-use tracing::{debug, warn};
 
-/// The longest answer taken, in bytes: some hundred addresses, more than are ever tried.
+/// The longest answer taken, in bytes: some hundred addresses, more than any name has.
 const MAX_ANSWER: u64 = 16 << 10;
 /// An answer that takes longer is not waited for: the C library's own patience with servers that do not answer is mostly shorter.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A question that is at work for so long when the next one comes has taken its worker's life.
-const HUNG: Duration = Duration::from_secs(30);
-/// So long after a worker has died comes the next.
-const RESPITE: Duration = Duration::from_millis(200);
 
 /// Who looks names up.
 #[derive(Clone)]
@@ -46,30 +45,31 @@ pub(super) enum Lookup {
     /// This process, on a thread that waits for it.
     Here,
     /// A helper.
-    Helper(Arc<tokio::sync::Mutex<Helper>>),
+    Helper(Arc<Helper>),
 }
 
 impl Lookup {
     pub(super) fn by(helper: Helper) -> Lookup {
-        Lookup::Helper(Arc::new(tokio::sync::Mutex::new(helper)))
+        Lookup::Helper(Arc::new(helper))
     }
 
     /// All addresses of `endpoint`, in the order in which the machine would try them.
     pub(super) async fn addresses(&self, endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
         match self {
-            // getaddrinfo also turns the zone of a link-local address into its scope.
-            Lookup::Here => Ok(lookup_host((endpoint.host.as_str(), endpoint.port)).await?.collect()),
-            Lookup::Helper(helper) => helper.lock().await.ask(endpoint).await,
+            Lookup::Here => {
+                let endpoint = endpoint.clone();
+                let found = spawn_blocking(move || cause::addresses(&endpoint)).await;
+                found.map_err(io::Error::other)?.map_err(io::Error::other)
+            }
+            Lookup::Helper(helper) => helper.questions.ask(endpoint).await,
         }
     }
 }
 
 /// The helper, as the link has it. Dropping it ends it.
 pub(super) struct Helper {
-    stream: BufReader<UnixStream>,
+    questions: Questions,
     process: Child,
-    /// Of the newest question.
-    number: u64,
 }
 
 impl Helper {
@@ -87,48 +87,132 @@ impl Helper {
             // Ctrl-C is for the link, which may still want an address while it closes.
             .process_group(0)
             .spawn()?;
-        Ok(Helper { stream: BufReader::new(UnixStream::from_std(ours)?), process, number: 0 })
-    }
-
-    async fn ask(&mut self, endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
-        let answer = async {
-            match self.answer(endpoint).await {
-                // Perhaps on an earlier question; and if not, that one may have been the unlucky one.
-                Err(error) if error.kind() == ErrorKind::Interrupted => self.answer(endpoint).await,
-                other => other,
-            }
-        };
-        let answer = timeout(PATIENCE, answer).await;
-        read_answer(&answer.map_err(|_| io::Error::new(ErrorKind::TimedOut, "the name service does not answer"))??)
-    }
-
-    /// What the helper says to a question, without its number; `Interrupted` if a worker has died.
-    async fn answer(&mut self, endpoint: &Endpoint) -> io::Result<String> {
-        self.number += 1;
-        let question = format!("{} {} {}\n", self.number, endpoint.host, endpoint.port);
-        let mut asked = self.stream.write_all(question.as_bytes()).await.is_ok();
-        let mut line = String::new();
-        while asked {
-            line.clear();
-            asked = matches!((&mut self.stream).take(MAX_ANSWER).read_line(&mut line).await, Ok(1..));
-            match line.split_once(' ') {
-                Some((number, answer)) if number == self.number.to_string() => return Ok(answer.to_owned()),
-                Some(("0", _)) => return Err(io::Error::new(ErrorKind::Interrupted, "the lookup failed; see the log")),
-                // An answer that was not waited for.
-                _ => {}
-            }
-        }
-        let what = "the helper that looks names up has ended; start the link again";
-        Err(io::Error::new(ErrorKind::BrokenPipe, what))
+        Ok(Helper { questions: Questions::over(UnixStream::from_std(ours)?), process })
     }
 }
 
 impl Drop for Helper {
     fn drop(&mut self) {
-        let _ = shutdown(self.stream.get_ref().as_raw_fd(), Shutdown::Both);
+        self.questions.end();
         // At once: it does nothing but wait for this, and looks names up beside.
         let _ = self.process.wait();
     }
+}
+
+/// What is asked, and not answered yet.
+struct Questions {
+    to: tokio::sync::Mutex<OwnedWriteHalf>,
+    open: Arc<Mutex<Open>>,
+    reader: JoinHandle<()>,
+}
+
+/// An answer without its number, or why there will be none.
+type Answer = io::Result<String>;
+
+#[derive(Default)]
+struct Open {
+    /// Of the newest question.
+    number: u64,
+    questions: BTreeMap<u64, oneshot::Sender<Answer>>,
+    /// Nobody answers any more.
+    ended: bool,
+}
+
+impl Questions {
+    /// Begins to read answers from this stream.
+    fn over(stream: UnixStream) -> Questions {
+        let (from, to) = stream.into_split();
+        let open = Arc::<Mutex<Open>>::default();
+        let reader = tokio::spawn(read_answers(from, open.clone()));
+        Questions { to: tokio::sync::Mutex::new(to), open, reader }
+    }
+
+    async fn ask(&self, endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
+        let answer = async {
+            match self.answer(endpoint).await {
+                // Perhaps on another question; and if not, that one may have been the unlucky one.
+                Err(error) if error.kind() == ErrorKind::Interrupted => self.answer(endpoint).await,
+                other => other,
+            }
+        };
+        let no_answer = || {
+            let text = "no answer within 60 s: the name servers, or a module in /etc/nsswitch.conf, take too long";
+            io::Error::new(ErrorKind::TimedOut, text)
+        };
+        read_answer(&timeout(PATIENCE, answer).await.map_err(|_| no_answer())??)
+    }
+
+    /// What the helper says to a question; `Interrupted` if a worker has died.
+    async fn answer(&self, endpoint: &Endpoint) -> Answer {
+        let gone =
+            || io::Error::new(ErrorKind::BrokenPipe, "the helper that looks names up has ended; start the link again");
+        let (number, answer) = self.open().ask().ok_or_else(gone)?;
+        let question = format!("{number} {} {}\n", endpoint.host, endpoint.port);
+        if self.to.lock().await.write_all(question.as_bytes()).await.is_err() {
+            return Err(gone());
+        }
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    fn end(&mut self) {
+        let _ = shutdown(self.to.get_mut().as_ref().as_raw_fd(), Shutdown::Both);
+        self.reader.abort();
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        lock(&self.open)
+    }
+}
+
+impl Open {
+    /// A new question's number, and where its answer will come; none when nobody answers any more.
+    fn ask(&mut self) -> Option<(u64, oneshot::Receiver<Answer>)> {
+        if self.ended {
+            return None;
+        }
+        let (tell, told) = oneshot::channel();
+        self.number += 1;
+        // Nobody waits for some of them any more.
+        self.questions.retain(|_, question| !question.is_closed());
+        self.questions.insert(self.number, tell);
+        Some((self.number, told))
+    }
+
+    /// Takes a line of the helper's.
+    fn hear(&mut self, line: &str) {
+        let (number, answer) = line.split_once(' ').unwrap_or_default();
+        match number.parse() {
+            // The worker that had these has died, and there is another by now.
+            Ok(0) => {
+                for (_, question) in std::mem::take(&mut self.questions) {
+                    let text = "the process that looks names up has died; see the log";
+                    let _ = question.send(Err(io::Error::new(ErrorKind::Interrupted, text)));
+                }
+            }
+            Ok(number) => {
+                if let Some(question) = self.questions.remove(&number) {
+                    let _ = question.send(Ok(answer.to_owned()));
+                }
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn lock(open: &Mutex<Open>) -> MutexGuard<'_, Open> {
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Hands each answer to whoever asked, until the helper ends.
+async fn read_answers(from: OwnedReadHalf, open: Arc<Mutex<Open>>) {
+    let mut from = BufReader::new(from);
+    let mut line = String::new();
+    while matches!((&mut from).take(MAX_ANSWER).read_line(&mut line).await, Ok(1..)) {
+        lock(&open).hear(&line);
+        line.clear();
+    }
+    let mut open = lock(&open);
+    (open.ended, open.questions) = (true, BTreeMap::new());
 }
 
 /// The helper is not trusted more than the name servers it asks.
@@ -142,96 +226,16 @@ fn read_answer(answer: &str) -> io::Result<Vec<SocketAddr>> {
     addresses.split(' ').map(|word| word.parse().map_err(|_| nonsense())).collect()
 }
 
-/// What the helper does: sees to it that somebody looks names up for whoever is at the other end of its standard input and output,
-/// until that is closed.
-///
-/// It becomes `user` where it may, and gives up all rights but to read files and to use the network. To be called while the process has
-/// one thread.
-///
-/// # Errors
-/// When no process or thread can be started, or nobody is there.
-pub fn serve(user: &User) -> io::Result<()> {
-    // Where one of these is refused the link has said so, or it is a namespace without that user.
-    let refused = [
-        sandbox::keep_memory_private(),
-        user.assume(),
-        sandbox::gain_no_privileges(),
-        sandbox::keep_capabilities(Role::Names).map(drop),
-        sandbox::restrict_files(Reach::Read).map(drop),
-        sandbox::restrict_calls(Role::Names),
-    ];
-    for error in refused.into_iter().filter_map(Result::err) {
-        debug!("the helper that looks names up goes without a lock: {error}");
-    }
-    loop {
-        match in_child(|| u8::from(work().is_err()))? {
-            WaitStatus::Exited(_, 0) => return Ok(()),
-            ended => warn!("looking names up failed, and begins anew: {ended:?}"),
-        }
-        thread::sleep(RESPITE);
-        say("0 !")?;
-    }
-}
-
-/// What a worker does. It gives up where it is asked something and has had no answer to an earlier question for long: nobody waits for
-/// that any more, and a new worker may fare better.
-fn work() -> io::Result<()> {
-    let (ask, asked) = mpsc::channel::<String>();
-    let begun = Arc::new(Mutex::new(None::<Instant>));
-    let at_work = begun.clone();
-    let answer_all = move || {
-        for question in asked {
-            *at_work.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-            let said = say(&answer(&question));
-            *at_work.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            if said.is_err() {
-                return;
-            }
-        }
-    };
-    // A name server that does not answer must not keep the worker alive when the link has ended.
-    thread::Builder::new().name("tieline-lookup".into()).spawn(answer_all)?;
-    for question in io::stdin().lock().lines() {
-        let hangs = begun.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() >= HUNG);
-        if hangs || ask.send(question?).is_err() {
-            return Err(ErrorKind::BrokenPipe.into());
-        }
-    }
-    Ok(())
-}
-
-fn say(line: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()
-}
-
-/// The answer to a line, with its number.
-fn answer(line: &str) -> String {
-    let (number, question) = line.split_once(' ').unwrap_or((line, ""));
-    let parts = question.split_once(' ').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-    let Some(endpoint) = parts else {
-        return format!("{number} ! this is no question");
-    };
-    match endpoint.to_socket_addrs() {
-        Ok(found) => found.fold(format!("{number} ="), |text, address| format!("{text} {address}")),
-        Err(error) => format!("{number} ! {}", error.to_string().replace('\n', " ")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_the_helper_answers_is_read() {
-        let said = |question| answer(question).strip_prefix("7 ").unwrap().to_owned() + "\n";
-        let found = read_answer(&said("7 127.0.0.1 7311")).unwrap();
+        let found = read_answer("= 127.0.0.1:7311\n").unwrap();
         assert_eq!(found, ["127.0.0.1:7311".parse().unwrap()]);
         let found = read_answer("= 192.0.2.1:1 [fe80::1%3]:2\n").unwrap();
         assert_eq!(found, ["192.0.2.1:1".parse().unwrap(), "[fe80::1%3]:2".parse().unwrap()]);
-        let none = read_answer(&said("7 nothing.invalid 7311")).unwrap_err();
-        assert_eq!(none.kind(), ErrorKind::Other, "{none}");
         assert_eq!(read_answer("! \u{1b}[2Jno\n").unwrap_err().to_string(), "[2Jno");
     }
 
@@ -240,8 +244,75 @@ mod tests {
         for answer in ["", "\n", "= 192.0.2.1:1", "= \n", "192.0.2.1:1\n", "= 192.0.2.1:1  192.0.2.2:1\n", "= a b\n"] {
             assert_eq!(read_answer(answer).unwrap_err().kind(), ErrorKind::InvalidData, "{answer:?}");
         }
-        for question in ["7", "7 host", "7 host port", "7 host 70000"] {
-            assert!(answer(question).starts_with("7 ! "), "{question}");
-        }
+    }
+
+    fn endpoint(host: &str) -> Endpoint {
+        Endpoint { host: host.into(), port: 1 }
+    }
+
+    /// The next question that comes, without its number.
+    async fn next(from: &mut BufReader<UnixStream>) -> (u64, String) {
+        let mut line = String::new();
+        from.read_line(&mut line).await.unwrap();
+        let (number, asked) = line.trim_end().split_once(' ').unwrap();
+        (number.parse().unwrap(), asked.to_owned())
+    }
+
+    #[tokio::test]
+    async fn questions_do_not_wait_for_each_other_and_each_gets_its_own_answer() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (questions, mut helper) = (Questions::over(ours), BufReader::new(theirs));
+        let (has_one, had_one) = oneshot::channel();
+        let (slow, fast) = (endpoint("slow.example"), endpoint("fast.example"));
+        let asked = async {
+            let (mut slow, mut fast) = (Box::pin(questions.ask(&slow)), Box::pin(questions.ask(&fast)));
+            let first = tokio::select! { biased; found = &mut slow => panic!("{found:?}"), found = &mut fast => found };
+            has_one.send(()).unwrap();
+            (first.unwrap(), slow.await.unwrap())
+        };
+        let answered = async {
+            let questions = [next(&mut helper).await, next(&mut helper).await];
+            assert_eq!(questions.each_ref().map(|(_, asked)| &asked[..]), ["slow.example 1", "fast.example 1"]);
+            let [(slow, _), (fast, _)] = questions;
+            // An answer to what nobody asked, and one that was not waited for, are nobody's.
+            let text = format!("99 = 192.0.2.99:1\n{fast} = 192.0.2.2:1\n{fast} = 192.0.2.3:1\n");
+            helper.write_all(text.as_bytes()).await.unwrap();
+            had_one.await.unwrap();
+            helper.write_all(format!("{slow} = 192.0.2.1:1\n").as_bytes()).await.unwrap();
+        };
+        let ((fast, slow), ()) = tokio::join!(asked, answered);
+        assert_eq!(fast, ["192.0.2.2:1".parse().unwrap()]);
+        assert_eq!(slow, ["192.0.2.1:1".parse().unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn all_that_a_dead_worker_had_is_asked_once_more_and_nothing_of_a_helper_that_has_ended() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (questions, mut helper) = (Questions::over(ours), BufReader::new(theirs));
+        let names = [endpoint("a.example"), endpoint("b.example")];
+        let asked = async { tokio::join!(questions.ask(&names[0]), questions.ask(&names[1])) };
+        let answered = async {
+            for _ in 0..2 {
+                next(&mut helper).await;
+            }
+            helper.write_all(b"0 !\n").await.unwrap();
+            for _ in 0..2 {
+                let (number, asked) = next(&mut helper).await;
+                let n = if asked.starts_with('a') { 1 } else { 2 };
+                helper.write_all(format!("{number} = 192.0.2.{n}:1\n").as_bytes()).await.unwrap();
+            }
+        };
+        let ((a, b), ()) = tokio::join!(asked, answered);
+        assert_eq!(
+            (a.unwrap(), b.unwrap()),
+            (vec!["192.0.2.1:1".parse().unwrap()], vec!["192.0.2.2:1".parse().unwrap()])
+        );
+        let gone = async {
+            next(&mut helper).await;
+            drop(helper);
+        };
+        let (unanswered, ()) = tokio::join!(questions.ask(&names[0]), gone);
+        assert_eq!(unanswered.unwrap_err().kind(), ErrorKind::BrokenPipe);
+        assert_eq!(questions.ask(&names[0]).await.unwrap_err().kind(), ErrorKind::BrokenPipe);
     }
 }

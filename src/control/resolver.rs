@@ -5,8 +5,11 @@
 //! session. A lookup that fails, or finds nothing that a path can send to, leaves the last answer in force. What several paths name is
 //! looked up once.
 
+use super::clock;
 use super::names::Lookup;
+use super::problem::{Code, Problems};
 use crate::config::Endpoint;
+use crate::os_error::in_words;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -37,7 +40,7 @@ const PACE: Pace = Pace {
     retry_max: Duration::from_secs(30),
 };
 
-/// A name that does not resolve is in the log this often at most.
+/// That a name does not resolve is in the log this often at most, for one reason.
 const COMPLAIN: Duration = Duration::from_secs(60);
 
 /// The address families a socket can send to.
@@ -135,8 +138,9 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    /// Begins to look up what is asked for. An address needs no lookup: it is there at the first [`Resolver::next`].
-    pub(super) fn start(asks: &[Ask<'_>], lookup: Lookup) -> Resolver {
+    /// Begins to look up what is asked for. An address needs no lookup: it is there at the first [`Resolver::next`]. A name that has none
+    /// is a problem.
+    pub(super) fn start(asks: &[Ask<'_>], lookup: Lookup, problems: &Problems) -> Resolver {
         let sought = Sought::all(asks);
         let (tell, found) = mpsc::channel(sought.len().max(1));
         let (mut waiting, mut tasks) = (VecDeque::new(), Vec::new());
@@ -146,7 +150,13 @@ impl Resolver {
                 Some(ip) => waiting.extend(one.share_out(&[SocketAddr::new(ip.to_canonical(), asked.port)])),
                 None => {
                     let look = move || look_up(lookup.clone(), asked.clone(), families);
-                    let task = keep_looking((n, one.endpoint.clone()), look, PACE, tell.clone(), one.again.clone());
+                    let task = keep_looking(
+                        (n, one.endpoint.clone()),
+                        look,
+                        PACE,
+                        (tell.clone(), problems.clone()),
+                        one.again.clone(),
+                    );
                     tasks.push(tokio::spawn(task));
                 }
             }
@@ -185,16 +195,17 @@ async fn keep_looking<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
     (n, endpoint): (usize, Endpoint),
     mut look: impl FnMut() -> F,
     pace: Pace,
-    tell: mpsc::Sender<Found>,
+    (tell, problems): (mpsc::Sender<Found>, Problems),
     again: Arc<Notify>,
 ) {
     let mut known = Vec::new();
     let mut retry = pace.retry_min;
-    let mut complaint: Option<Instant> = None;
+    let mut trouble = Trouble::default();
     loop {
         let pause = match look().await {
             Ok(addresses) => {
                 retry = pace.retry_min;
+                trouble.end(&problems);
                 if addresses != known {
                     debug!("{endpoint} is at {}", listed(&addresses));
                     known.clone_from(&addresses);
@@ -205,10 +216,8 @@ async fn keep_looking<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
                 pace.refresh
             }
             Err(error) => {
-                if complaint.is_none_or(|at| at.elapsed() >= COMPLAIN) {
-                    complaint = Some(Instant::now());
-                    warn!("cannot look up {endpoint}: {error}; trying again");
-                }
+                let text = format!("cannot look up {endpoint}: {}", in_words(&error));
+                trouble.say(text, known.is_empty().then_some(&problems));
                 let pause = retry;
                 retry = (retry * 2).min(pace.retry_max);
                 pause
@@ -219,6 +228,36 @@ async fn keep_looking<F: Future<Output = io::Result<Vec<SocketAddr>>>>(
         tokio::select! {
             () = sleep(pause - least) => {}
             () = again.notified() => {}
+        }
+    }
+}
+
+/// A name that cannot be looked up.
+#[derive(Default)]
+struct Trouble {
+    /// What was said last, and when.
+    said: Option<(String, Instant)>,
+    /// It is a problem: the name never had an address.
+    is_problem: bool,
+}
+
+impl Trouble {
+    fn say(&mut self, text: String, problems: Option<&Problems>) {
+        if let (Some(problems), Ok(now)) = (problems, clock()) {
+            problems.set(Code::NameUnresolved, text.as_str(), now);
+            self.is_problem = true;
+        }
+        if self.said.as_ref().is_none_or(|(said, at)| *said != text || at.elapsed() >= COMPLAIN) {
+            warn!("{text}; trying again");
+            self.said = Some((text, Instant::now()));
+        }
+    }
+
+    /// There is an answer.
+    fn end(&mut self, problems: &Problems) {
+        self.said = None;
+        if std::mem::take(&mut self.is_problem) {
+            problems.clear(Code::NameUnresolved);
         }
     }
 }
@@ -297,7 +336,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_is_there_at_once_and_canonical() {
         let endpoint: Endpoint = "[::ffff:192.0.2.7]:7311".parse().unwrap();
-        let mut resolver = Resolver::start(&[ask(&endpoint, "[::]:0")], Lookup::Here);
+        let mut resolver = Resolver::start(&[ask(&endpoint, "[::]:0")], Lookup::Here, &Problems::default());
         assert_eq!(resolver.next().await, (0, addresses("192.0.2.7:7311")));
         let more = tokio::time::timeout(Duration::from_millis(10), resolver.next()).await;
         assert!(more.is_err(), "an address does not change");
@@ -330,7 +369,7 @@ mod tests {
         };
         tokio::select! {
             () = heard => {}
-            () = keep_looking((0, endpoint), answers, pace, tell, again) => panic!("it gave up"),
+            () = keep_looking((0, endpoint), answers, pace, (tell, Problems::default()), again) => panic!("it gave up"),
         }
     }
 
@@ -349,7 +388,7 @@ mod tests {
         };
         tokio::select! {
             () = heard => {}
-            () = keep_looking((0, endpoint), answers(&["192.0.2.1:1", "192.0.2.2:1"]), pace, tell, again.clone()) => {}
+            () = keep_looking((0, endpoint), answers(&["192.0.2.1:1", "192.0.2.2:1"]), pace, (tell, Problems::default()), again.clone()) => {}
         }
         assert!((ms(20)..Duration::from_secs(60)).contains(&began.elapsed()));
     }
@@ -367,14 +406,14 @@ mod tests {
             heard = tokio::time::timeout(ms(10_000), found.recv()) => {
                 assert_eq!(heard.expect("no second look").unwrap().1, addresses("192.0.2.1:1"));
             }
-            () = keep_looking((0, endpoint), answers(&["", "192.0.2.1:1"]), pace, tell, again) => {}
+            () = keep_looking((0, endpoint), answers(&["", "192.0.2.1:1"]), pace, (tell, Problems::default()), again) => {}
         }
     }
 
     #[tokio::test]
     async fn localhost_is_found_in_the_sockets_family() {
         let endpoint: Endpoint = "localhost:7311".parse().unwrap();
-        let mut resolver = Resolver::start(&[ask(&endpoint, "0.0.0.0:0")], Lookup::Here);
+        let mut resolver = Resolver::start(&[ask(&endpoint, "0.0.0.0:0")], Lookup::Here, &Problems::default());
         assert_eq!(resolver.next().await, (0, addresses("127.0.0.1:7311")));
     }
 
@@ -400,7 +439,7 @@ mod tests {
     async fn each_path_is_told_its_addresses() {
         let ends: [Endpoint; 2] = ["localhost:1", "192.0.2.7:1"].map(|text| text.parse().unwrap());
         let asks = [ask(&ends[0], "0.0.0.0:0"), ask(&ends[1], "[::]:0"), ask(&ends[0], "127.0.0.1:0")];
-        let mut resolver = Resolver::start(&asks, Lookup::Here);
+        let mut resolver = Resolver::start(&asks, Lookup::Here, &Problems::default());
         assert_eq!(resolver.tasks.len(), 1, "an address is not looked up, and a name once");
         assert_eq!(resolver.next().await, (1, addresses("192.0.2.7:1")));
         assert_eq!(resolver.next().await, (0, addresses("127.0.0.1:1")));

@@ -6,6 +6,7 @@
 
 pub mod clock;
 mod cmsg;
+pub mod lookup;
 pub mod memory;
 pub mod netlink;
 pub mod netns;

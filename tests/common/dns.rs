@@ -31,6 +31,8 @@ struct Said {
     /// When an address was asked for, and of which family (IPv6 is true).
     asked: Vec<(Instant, bool)>,
     silent: bool,
+    /// Names whose own servers are dead.
+    dead: Option<String>,
 }
 
 impl NameServer {
@@ -61,6 +63,11 @@ impl NameServer {
     /// Whether it answers at all.
     pub fn is_silent(&self, silent: bool) {
         self.said.lock().unwrap().silent = silent;
+    }
+
+    /// For this name there is no answer, as where the servers it is asked of are dead; for others there is.
+    pub fn does_not_answer_for(&self, name: &str) {
+        self.said.lock().unwrap().dead = Some(name.to_owned());
     }
 
     /// How many times IPv4 and IPv6 addresses were asked for since then.
@@ -95,10 +102,11 @@ fn answer(query: &[u8], said: &mut Said) -> Option<Vec<u8>> {
     if kind == A || kind == AAAA {
         said.asked.push((Instant::now(), kind == AAAA));
     }
-    if said.silent {
+    let name = labels.join(".");
+    if said.silent || said.dead.as_ref() == Some(&name) {
         return None;
     }
-    let known = said.names.get(&labels.join("."));
+    let known = said.names.get(&name);
     let fits = |address: &&IpAddr| kind == if address.is_ipv4() { A } else { AAAA };
     let addresses: Vec<&IpAddr> = known.into_iter().flatten().filter(fits).collect();
     let code = if known.is_some() { 0 } else { 3 };
@@ -135,8 +143,13 @@ pub fn own_files<const N: usize>(files: [(&str, &str); N]) -> [tempfile::NamedTe
 
 /// Has everything that the calling thread starts from now on ask the name server at `address`, and nobody else.
 pub fn ask_only(address: IpAddr) -> [tempfile::NamedTempFile; 3] {
+    ask_as(&format!("nameserver {address}\noptions timeout:1 attempts:2\n"))
+}
+
+/// The same, with this for a resolv.conf.
+pub fn ask_as(resolv_conf: &str) -> [tempfile::NamedTempFile; 3] {
     own_files([
-        ("/etc/resolv.conf", &format!("nameserver {address}\noptions timeout:1 attempts:2\n")),
+        ("/etc/resolv.conf", resolv_conf),
         ("/etc/nsswitch.conf", "hosts: files dns\npasswd: files\ngroup: files\n"),
         ("/etc/hosts", ""),
     ])
