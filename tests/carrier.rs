@@ -304,7 +304,8 @@ scenario!(a_line_that_comes_and_goes_is_damped_and_says_so, 90, {
 });
 
 scenario!(
-    /// The interface keeps its carrier, but the routes follow the link: while they are away no packet passes either.
+    /// The interface keeps its carrier, but the routes follow the link: while they are away no
+    /// packet passes either.
     a_damped_link_whose_routes_alone_follow_it_is_not_up,
     90,
     {

@@ -203,7 +203,8 @@ scenario!(
 );
 
 scenario!(
-    /// The servers of one path's name are dead: the C library waits for them for 10 s, and the other path's name for nobody.
+    /// The servers of one path's name are dead: the C library waits for them for 10 s, and the
+    /// other path's name for nobody.
     a_name_with_dead_servers_keeps_no_other_name_waiting,
     60,
     {
@@ -230,7 +231,8 @@ scenario!(
 );
 
 scenario!(
-    /// Each is said when it comes, however soon after another, and is a problem until there is an address.
+    /// Each is said when it comes, however soon after another, and is a problem until there is an
+    /// address.
     why_a_name_has_no_address_is_said_with_what_to_do,
     90,
     {

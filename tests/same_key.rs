@@ -1,4 +1,5 @@
-//! Two machines with one key, as after a VM was cloned: both ends of the link they fight for say so, with both addresses.
+//! Two machines with one key, as after a VM was cloned: both ends of the link they fight for say
+//! so, with both addresses.
 
 // Helpers outside #[test] functions may panic too: here that is how a test fails.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -79,9 +80,11 @@ scenario!(two_machines_with_one_key_are_named_at_the_peer_and_at_both_of_them, 1
     }
 });
 
-// --- in virtual time ------------------------------------------------------------------------------------------
+// --- in virtual time
+// ------------------------------------------------------------------------------------------
 
-/// The called end, the caller, and a machine with the caller's key whose clock is this far ahead of the caller's.
+/// The called end, the caller, and a machine with the caller's key whose clock is this far ahead of
+/// the caller's.
 fn three(interval_ms: u64, clock: u64, known: bool) -> (Crowd, [EndSetup; 3]) {
     let mut setups = [1, 2, 2].map(EndSetup::new);
     setups.iter_mut().for_each(|setup| setup.params.interval = Duration::from_millis(interval_ms));
@@ -168,7 +171,8 @@ fn a_peer_that_moves_restarts_and_restarts_elsewhere_is_one_machine() {
     let places: [SocketAddr; 2] = ["192.0.2.2:7311", "198.51.100.3:40000"].map(|text| text.parse().unwrap());
     for round in 0..60 {
         let place = places[round % 2];
-        // One of its uplinks holds back what it sends for longer than it takes to open a new session.
+        // One of its uplinks holds back what it sends for longer than it takes to open a new
+        // session.
         crowd.delays.insert(places[0], if round % 3 == 0 { 4_000_000_000 } else { 10_000_000 });
         match round % 4 {
             // It moves, and what is sent to the old address is lost.

@@ -104,8 +104,8 @@ impl Line {
         self.damping.on_at().map(|at| at.since(now)).filter(|left| !left.is_zero())
     }
 
-    /// Until when no packets pass although the link is Up, as the interface has no carrier, or no routes lead into it; none where
-    /// neither goes by the link.
+    /// Until when no packets pass although the link is Up, as the interface has no carrier, or no
+    /// routes lead into it; none where neither goes by the link.
     pub(super) fn damped_until(&self, now: Time) -> Option<Time> {
         self.left(now).filter(|_| self.sets_carrier || self.moves_routes).map(|left| now + left)
     }

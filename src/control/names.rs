@@ -1,14 +1,17 @@
-//! Looking names up, in this process or by a helper: the same program, started anew before the sandbox closes.
+//! Looking names up, in this process or by a helper: the same program, started anew before the
+//! sandbox closes.
 //!
-//! Name services are code and files that nobody can list beforehand: modules of the C library, sockets, caches. The link's own
-//! process must not need any of that, so the helper does (`serve`), as a user without rights, and hands addresses over a socket pair:
+//! Name services are code and files that nobody can list beforehand: modules of the C library,
+//! sockets, caches. The link's own process must not need any of that, so the helper does (`serve`),
+//! as a user without rights, and hands addresses over a socket pair:
 //!
 //! ```text
 //!   link ── "7 branch.example.net 7311\n" ──▶ helper ══ fork ══▶ its worker, a thread a question
 //!        ◀── "7 = 203.0.113.7:7311 [2001:db8::7]:7311\n", or "7 ! why not\n" ──
 //! ```
 //!
-//! Questions do not wait for each other: a name whose servers are dead takes as long as they let it, and no other name's time.
+//! Questions do not wait for each other: a name whose servers are dead takes as long as they let
+//! it, and no other name's time.
 
 mod cause;
 mod serve;
@@ -36,7 +39,8 @@ use tokio::time::timeout;
 
 /// The longest answer taken, in bytes: some hundred addresses, more than any name has.
 const MAX_ANSWER: u64 = 16 << 10;
-/// An answer that takes longer is not waited for: the C library's own patience with servers that do not answer is mostly shorter.
+/// An answer that takes longer is not waited for: the C library's own patience with servers that do
+/// not answer is mostly shorter.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who looks names up.

@@ -138,8 +138,8 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    /// Begins to look up what is asked for. An address needs no lookup: it is there at the first [`Resolver::next`]. A name that has none
-    /// is a problem.
+    /// Begins to look up what is asked for. An address needs no lookup: it is there at the first
+    /// [`Resolver::next`]. A name that has none is a problem.
     pub(super) fn start(asks: &[Ask<'_>], lookup: Lookup, problems: &Problems) -> Resolver {
         let sought = Sought::all(asks);
         let (tell, found) = mpsc::channel(sought.len().max(1));

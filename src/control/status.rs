@@ -40,8 +40,9 @@ pub struct Status {
     pub state: State,
     /// Since when the state is what it is (RFC 3339, UTC); reckoned back from the wall clock, which may be wrong.
     pub since: Option<String>,
-    /// Until when no packets pass although the state is up (RFC 3339, UTC): the link went down too often, so the interface gets no
-    /// carrier yet, or its routes are not set yet. Null if they pass.
+    /// Until when no packets pass although the state is up (RFC 3339, UTC): the link went down too
+    /// often, so the interface gets no carrier yet, or its routes are not set yet. Null if they
+    /// pass.
     #[serde(default)]
     pub damped: Option<String>,
     /// After so many milliseconds of silence the state is down: three intervals, the longer of the two ends' once they have agreed, until

@@ -212,7 +212,8 @@ pub const LEFT_ADDRESS: Duration = Duration::from_secs(5);
 
 /// Takeovers of the link that prove two clocks behind the peer's key, until that is said.
 pub const SAME_KEY_PROOFS: usize = 3;
-/// What shows that two machines have one key is so for this many detection times after it was last seen, …
+/// What shows that two machines have one key is so for this many detection times after it was last
+/// seen, …
 pub const SAME_KEY_DETECTIONS: u32 = 5;
 /// … and for this long at least. Proofs count together within twice as long.
 pub const SAME_KEY_MEMORY: Duration = Duration::from_secs(30);

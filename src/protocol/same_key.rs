@@ -1,9 +1,12 @@
-//! One key on two machines, as after a VM was cloned: how the peer shows that it is two, and what the peer says of this end.
+//! One key on two machines, as after a VM was cloned: how the peer shows that it is two, and what
+//! the peer says of this end.
 //!
-//! Two machines with one key take the link from each other, each by a new initial handshake. So do a peer that moves, restarts or
-//! changes its keys; but of one machine all Reports under a later session family were made after all those under the earlier ones,
-//! whatever the network does to them, and their `time_us` says so. Reports that break this order were made by two clocks. A machine that
-//! starts anew has another clock too, but nothing of it arrives afterwards under the sessions it had before.
+//! Two machines with one key take the link from each other, each by a new initial handshake. So do
+//! a peer that moves, restarts or changes its keys; but of one machine all Reports under a later
+//! session family were made after all those under the earlier ones, whatever the network does to
+//! them, and their `time_us` says so. Reports that break this order were made by two clocks. A
+//! machine that starts anew has another clock too, but nothing of it arrives afterwards under the
+//! sessions it had before.
 //!
 //! No clock, no message: times and Reports go in, and what is known comes out.
 
@@ -24,7 +27,8 @@ pub enum Whose {
 pub struct SameKey {
     /// Whose key.
     pub whose: Whose,
-    /// Where its two machines are, as the other end sees them. Of this end's own key the first is this machine.
+    /// Where its two machines are, as the other end sees them. Of this end's own key the first is
+    /// this machine.
     pub addresses: [SocketAddr; 2],
 }
 
@@ -40,7 +44,8 @@ struct Lasting {
 pub struct Watch {
     /// The earliest `time_us` of the present family's Reports.
     earliest_us: Option<u64>,
-    /// The latest of those that came under earlier families since the present one is in use, and from where.
+    /// The latest of those that came under earlier families since the present one is in use, and
+    /// from where.
     latest: Option<(u64, SocketAddr)>,
     /// The present family has brought its proof.
     proven: bool,
@@ -70,7 +75,8 @@ impl Watch {
         }
     }
 
-    /// Looks at what the Reports show, while the link goes to `current` and silence of `detection` means that the peer is gone.
+    /// Looks at what the Reports show, while the link goes to `current` and silence of `detection`
+    /// means that the peer is gone.
     pub fn judge(&mut self, now: Time, current: SocketAddr, detection: Duration) {
         let (false, Some(earliest), Some((latest, from))) = (self.proven, self.earliest_us, self.latest) else {
             return;
@@ -88,7 +94,8 @@ impl Watch {
         }
     }
 
-    /// The peer says that this end's key is on this machine, which it sees at the first of these, and on that at the other.
+    /// The peer says that this end's key is on this machine, which it sees at the first of these,
+    /// and on that at the other.
     pub fn told(&mut self, now: Time, addresses: [SocketAddr; 2], detection: Duration) {
         self.own = Some(Lasting { addresses, until: now + lasts(detection) });
     }
@@ -140,8 +147,8 @@ mod tests {
         SocketAddr::from(([192, 0, 2, n], 7311))
     }
 
-    /// The machine at 1 takes the link at `second`, its clock says `clock`; then a Report of the other one's comes, from 2, and its
-    /// clock says `other`.
+    /// The machine at 1 takes the link at `second`, its clock says `clock`; then a Report of the
+    /// other one's comes, from 2, and its clock says `other`.
     fn turn(watch: &mut Watch, second: u64, clock: u64, other: u64) {
         watch.new_family();
         watch.hear(clock);

@@ -22,8 +22,8 @@ pub enum LookupError {
     Other(c_int),
 }
 
-/// All addresses of `host`, in the order in which the machine would try them (RFC 6724), each once, with `port`. Waits for name
-/// servers as long as the machine's configuration says.
+/// All addresses of `host`, in the order in which the machine would try them (RFC 6724), each once,
+/// with `port`. Waits for name servers as long as the machine's configuration says.
 ///
 /// # Errors
 /// [`LookupError`]; a name with a zero byte in it is none.
@@ -34,14 +34,16 @@ pub fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>, LookupError> 
     // One of its kinds: else each address comes once for each.
     hints.ai_socktype = libc::SOCK_DGRAM;
     let mut found = ptr::null_mut();
-    // SAFETY: the name and the hints live through the call; what it leaves in `found` is a list of its own, or nothing.
+    // SAFETY: the name and the hints live through the call; what it leaves in `found` is a list of
+    // its own, or nothing.
     let code = unsafe { libc::getaddrinfo(host.as_ptr(), ptr::null(), &hints, &mut found) };
     if code != 0 {
         return Err(failure(code, io::Error::last_os_error()));
     }
     let mut addresses = Vec::new();
     let mut next = found;
-    // SAFETY: the list is as getaddrinfo made it, each entry valid until it is freed, and the last one's `ai_next` is null.
+    // SAFETY: the list is as getaddrinfo made it, each entry valid until it is freed, and the last
+    // one's `ai_next` is null.
     while let Some(entry) = unsafe { next.as_ref() } {
         // SAFETY: the entry's address is as long as its family's.
         addresses.extend(unsafe { address(entry, port) });

@@ -65,7 +65,8 @@ impl NameServer {
         self.said.lock().unwrap().silent = silent;
     }
 
-    /// For this name there is no answer, as where the servers it is asked of are dead; for others there is.
+    /// For this name there is no answer, as where the servers it is asked of are dead; for others
+    /// there is.
     pub fn does_not_answer_for(&self, name: &str) {
         self.said.lock().unwrap().dead = Some(name.to_owned());
     }

@@ -157,8 +157,8 @@ impl Site {
         }
     }
 
-    /// Another machine with the same key and addresses inside, as after a VM was cloned; in a network of its own, where it has no
-    /// address yet.
+    /// Another machine with the same key and addresses inside, as after a VM was cloned; in a
+    /// network of its own, where it has no address yet.
     pub fn copy(&self, name: &'static str) -> Site {
         let key = SecretKey::from_bytes(*self.key.as_bytes());
         let mut copy = Self::new(name, self.interface, 2, key, self.peer);

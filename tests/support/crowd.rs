@@ -1,5 +1,5 @@
-//! Any number of ends at addresses of their own, two machines with one key among them, on a network without faults but those a test
-//! makes. A world (`world.rs`) has exactly two ends.
+//! Any number of ends at addresses of their own, two machines with one key among them, on a network
+//! without faults but those a test makes. A world (`world.rs`) has exactly two ends.
 
 use super::{SeededEntropy, end::EndSetup};
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
@@ -55,7 +55,8 @@ pub struct Crowd {
 const DELAY: u64 = 10_000_000;
 
 impl Crowd {
-    /// Starts a machine with these keys and this clock at an address, which is told where the peer is. Gives its number.
+    /// Starts a machine with these keys and this clock at an address, which is told where the peer
+    /// is. Gives its number.
     pub fn start(&mut self, setup: &EndSetup, peer: PublicKey, address: &str, known: Option<SocketAddr>) -> usize {
         let number = self.machines.len();
         self.machines.push(None);

@@ -1,4 +1,5 @@
-//! Why a name has no address: getaddrinfo's answer and the machine's configuration, in words that say what to do.
+//! Why a name has no address: getaddrinfo's answer and the machine's configuration, in words that
+//! say what to do.
 
 use crate::config::Endpoint;
 use crate::os_error::in_words;
@@ -10,7 +11,8 @@ use std::path::Path;
 
 /// Where the C library reads which name servers to ask.
 const SERVERS: &str = "/etc/resolv.conf";
-/// What it reads. One of these that it may not read is as good as empty to it, and it does not say so.
+/// What it reads. One of these that it may not read is as good as empty to it, and it does not say
+/// so.
 const READ: [&str; 3] = [SERVERS, "/etc/nsswitch.conf", "/etc/hosts"];
 
 /// All addresses of an endpoint, or why there are none. Waits for name servers.

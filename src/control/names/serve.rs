@@ -1,8 +1,8 @@
 //! The helper that looks names up: what it does, as another process without rights.
 //!
-//! What others' code may crash, or never come back from, is a worker: a copy of the helper, which makes another when one has died and
-//! says so with the number 0. The link itself could make none: it is confined by then. Both end when their end of the pair is
-//! closed, however the link ended.
+//! What others' code may crash, or never come back from, is a worker: a copy of the helper, which
+//! makes another when one has died and says so with the number 0. The link itself could make none:
+//! it is confined by then. Both end when their end of the pair is closed, however the link ended.
 
 use super::cause;
 use crate::config::Endpoint;
@@ -16,19 +16,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
-/// A question that has been at work for so long when it is asked again has taken its worker's life: nobody waits for it any more.
+/// A question that has been at work for so long when it is asked again has taken its worker's life:
+/// nobody waits for it any more.
 const HUNG: Duration = Duration::from_secs(30);
-/// So have more questions than this at work at once. A link has no more names than paths, and asks for one again when it has an answer,
-/// or no patience any more.
+/// So have more questions than this at work at once. A link has no more names than paths, and asks
+/// for one again when it has an answer, or no patience any more.
 const AT_WORK: usize = 16;
 /// So long after a worker has died comes the next.
 const RESPITE: Duration = Duration::from_millis(200);
 
-/// What the helper does: sees to it that somebody looks names up for whoever is at the other end of its standard input and output,
-/// until that is closed.
+/// What the helper does: sees to it that somebody looks names up for whoever is at the other end of
+/// its standard input and output, until that is closed.
 ///
-/// It becomes `user` where it may, and gives up all rights but to read files and to use the network. To be called while the process has
-/// one thread.
+/// It becomes `user` where it may, and gives up all rights but to read files and to use the
+/// network. To be called while the process has one thread.
 ///
 /// # Errors
 /// When no process or thread can be started, or nobody is there.
@@ -72,8 +73,8 @@ impl AtWork {
     }
 }
 
-/// What a worker does: each question is answered by a thread of its own. Those end with the process when the link has ended, whether
-/// a name server has answered or not.
+/// What a worker does: each question is answered by a thread of its own. Those end with the process
+/// when the link has ended, whether a name server has answered or not.
 fn work() -> io::Result<()> {
     let at_work = AtWork::default();
     for line in io::stdin().lock().lines() {

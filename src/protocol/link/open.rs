@@ -30,7 +30,8 @@ pub(super) struct Opener {
     not_before: Time,
     /// Knocks sent since something answered.
     knocks: u32,
-    /// How often Knocks, and checks while the line is down, were sent: each time to other addresses, where there are many.
+    /// How often Knocks, and checks while the line is down, were sent: each time to other
+    /// addresses, where there are many.
     turns: [usize; 2],
 }
 
@@ -132,8 +133,8 @@ impl Attempt {
 }
 
 impl Link {
-    /// Everywhere the peer may be: on all ways; or from this socket, at the address proven last, then where config and resolver say.
-    /// The number is that of the proven ones.
+    /// Everywhere the peer may be: on all ways; or from this socket, at the address proven last,
+    /// then where config and resolver say. The number is that of the proven ones.
     fn known_paths(&self, socket: SocketId) -> (Vec<Path>, usize) {
         if self.ways.own.lead() {
             return (self.ways.own.paths(), 0);
@@ -147,8 +148,8 @@ impl Link {
         (known, proven)
     }
 
-    /// Where to look for the peer this time: on each way, or at [`MAX_ADDRESSES`] at most. What was proven is always among them, and of
-    /// the others come the next ones at each turn.
+    /// Where to look for the peer this time: on each way, or at [`MAX_ADDRESSES`] at most. What was
+    /// proven is always among them, and of the others come the next ones at each turn.
     pub(super) fn places(&self, socket: SocketId, turn: usize) -> Vec<Path> {
         if self.ways.own.lead() {
             return self.ways.own.places(turn);

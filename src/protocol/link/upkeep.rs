@@ -131,7 +131,8 @@ impl Link {
         }
     }
 
-    /// Tells the peer that its key is on another machine too, with each Report: which of the two has the link is never sure.
+    /// Tells the peer that its key is on another machine too, with each Report: which of the two
+    /// has the link is never sure.
     fn send_same_key(&mut self, index: u32) {
         let here = self.paths.current.map(|path| path.peer);
         if let Some(here) = here
