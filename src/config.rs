@@ -88,6 +88,9 @@ pub struct LinkConfig {
     pub duplicate: bool,
     /// What becomes of traffic for the link while it cannot carry.
     pub fallback: Fallback,
+    /// Whether UDP datagrams from the peer to one of `addresses` are handed to the kernel in GSO runs. Packet readers and filters on
+    /// this machine then see long ones; what it forwards, multicast and broadcast stay as they were sent.
+    pub coalesce_udp: bool,
 }
 
 /// What becomes of packets for networks behind the link while the link is down, or its process is not there.
@@ -309,6 +312,7 @@ impl Config {
             (link.carrier == theirs.carrier, "[link] carrier"),
             (link.duplicate == theirs.duplicate, "[link] duplicate"),
             (link.fallback == theirs.fallback, "[link] fallback"),
+            (link.coalesce_udp == theirs.coalesce_udp, "[link] coalesce_udp"),
             (self.local.listen == other.local.listen, "[local] listen"),
             (self.local.bind == other.local.bind, "[local] bind"),
             (self.local.fwmark == other.local.fwmark, "[local] fwmark"),

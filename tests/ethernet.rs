@@ -325,12 +325,15 @@ scenario!(
 );
 
 scenario!(
-    /// A super-frame with tags is cut into frames that all have them, and what is joined at the far end is what it was.
+    /// A super-frame with tags is cut into frames that all have them, and what is joined at the far end is what it was. UDP for all
+    /// hosts is joined by no config.
     tagged_super_frames_come_through,
     60,
     {
-        for arguments in [[&[][..], &[]], [&BARE, &[]], [&[], &BARE]] {
-            let lab = bridged(arguments, "mtu = 1400\n");
+        for (arguments, line) in
+            [([&[][..], &[]], ""), ([&[], &[]], "coalesce_udp = true\n"), ([&BARE, &[]], ""), ([&[], &BARE], "")]
+        {
+            let lab = bridged(arguments, &format!("mtu = 1400\n{line}"));
             let lans = [Lan::at(&lab.left), Lan::at(&lab.right)];
             let _ends = up(&lab);
             let [left, right] = &lans.map(|lan| lan.port(TunOffloads::ALL));
@@ -338,7 +341,9 @@ scenario!(
                 for kind in [Kind::Tcp4, Kind::Udp] {
                     let joined = send_super_frame(left, right, tags, kind, number as u8);
                     println!("{arguments:?} {tags:02x?} {kind:?}: {joined} frames at the far end");
-                    if arguments[0].is_empty() && arguments[1].is_empty() {
+                    if kind == Kind::Udp {
+                        assert_eq!(joined, SEGMENTS, "frames of so many segments");
+                    } else if arguments[0].is_empty() && arguments[1].is_empty() {
                         assert!(joined < SEGMENTS / 2, "{joined} frames of {SEGMENTS} segments");
                     }
                 }

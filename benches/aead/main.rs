@@ -25,6 +25,7 @@ use std::fs::File;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
+use tieline::dataplane::Treatment;
 use tieline::protocol::session::Cipher;
 use tieline::sys::netns::become_root;
 
@@ -88,9 +89,10 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
 }
 
 fn measure(scene: &Scene, kind: Option<Cipher>, time: Duration) -> Result<f64, Box<dyn Error>> {
+    let transfer = |_: &_| Ok(scene.transfer(STREAMS, time)?);
     match kind {
-        Some(cipher) => scene.measure(line::up(cipher), STREAMS, time),
-        None => scene.measure([bare::halves(), bare::halves()], STREAMS, time),
+        Some(cipher) => scene.with_ends(line::up(cipher), Treatment::default, transfer),
+        None => scene.with_ends([bare::halves(), bare::halves()], Treatment::default, transfer),
     }
 }
 

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
-use tieline::dataplane::{Dataplane, Device, Mailbox, Open, Seal};
+use tieline::dataplane::{Dataplane, Device, Mailbox, Open, Seal, Treatment};
 use tieline::packet::Layer;
 use tieline::protocol::levels::{Counter, Levels};
 use tieline::protocol::{EgressUpdate, IngressUpdate, Path, SocketId, constants::MIN_TRANSPORT};
@@ -29,10 +29,10 @@ const QUEUE: u32 = 2_000;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A network, and the addresses of the end in it.
-struct Site {
-    network: NetNs,
+pub struct Site {
+    pub network: NetNs,
     interface: &'static str,
-    inner: IpAddr,
+    pub inner: IpAddr,
     outer: SocketAddr,
 }
 
@@ -63,31 +63,37 @@ impl Scene {
         Scene(sites)
     }
 
-    /// Starts the packet loops of both ends with these halves, sends TCP streams from left to right through the link for
-    /// some time, and takes all away again. Gives what arrived, in Gbit/s.
-    pub fn measure<S: Seal, O: Open>(
+    /// Starts the packet loops of both ends with these halves, does what is to be measured, and takes all away again.
+    ///
+    /// # Errors
+    /// What that says; else if this kernel lacks an offload, or the link has dropped something.
+    pub fn with_ends<S: Seal, O: Open, T>(
         &self,
         halves: [(S, O, Arc<Levels>); 2],
-        streams: usize,
-        time: Duration,
-    ) -> Result<f64, Box<dyn Error>> {
+        treatment: impl Fn() -> Treatment,
+        measured: impl FnOnce(&[Site; 2]) -> Result<T, Box<dyn Error>>,
+    ) -> Result<T, Box<dyn Error>> {
         let [left, right] = &self.0;
         let [of_left, of_right] = halves;
-        let ends = [left.start(right, of_left), right.start(left, of_right)];
+        let ends = [left.start(right, of_left, treatment()), right.start(left, of_right, treatment())];
         for end in &ends {
             let offloads = end.dataplane.offloads();
             if offloads != Offloads::ALL {
                 return Err(format!("this kernel lacks an offload: {offloads:?}").into());
             }
         }
-        let rate = self.transfer(streams, time)?;
+        let seen = measured(&self.0)?;
         for end in ends {
             end.check()?;
         }
-        Ok(rate)
+        Ok(seen)
     }
 
-    fn transfer(&self, streams: usize, time: Duration) -> io::Result<f64> {
+    /// Sends TCP streams from left to right through the link that runs. Gives what arrived, in Gbit/s.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn transfer(&self, streams: usize, time: Duration) -> io::Result<f64> {
         let [left, right] = &self.0;
         let listener = right.network.run(|| TcpListener::bind((right.inner, 0)))??;
         let address = listener.local_addr()?;
@@ -127,7 +133,12 @@ impl Site {
         });
     }
 
-    fn start(&self, peer: &Site, (mut sender, mut receiver, levels): (impl Seal, impl Open, Arc<Levels>)) -> End {
+    fn start(
+        &self,
+        peer: &Site,
+        (mut sender, mut receiver, levels): (impl Seal, impl Open, Arc<Levels>),
+        treatment: Treatment,
+    ) -> End {
         let device = self.device();
         let socket = self.network.run(|| UdpSocket::bind(self.outer)).unwrap().unwrap();
         socket.set_offloads(UdpOffloads::ALL);
@@ -135,7 +146,9 @@ impl Site {
         let path = Some(Path { socket: SocketId(0), local: Some(self.outer.ip()), peer: peer.outer });
         sender.apply(EgressUpdate::Path(path));
         receiver.apply(IngressUpdate::Current { session: None, path });
-        let (dataplane, mailbox) = Dataplane::start(device, socket, sender, receiver, levels.clone()).unwrap();
+        let sockets = vec![(SocketId(0), socket)];
+        let (dataplane, mailbox) =
+            Dataplane::start_with(device, sockets, treatment, sender, receiver, levels.clone(), |_| {}).unwrap();
         End { dataplane, refused, levels, _mailbox: mailbox }
     }
 

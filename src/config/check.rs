@@ -122,6 +122,7 @@ impl Checker<'_> {
             carrier: link.carrier.unwrap_or(Carrier::Peer),
             duplicate: link.duplicate.as_ref().is_some_and(|duplicate| *duplicate.get_ref()),
             fallback: link.fallback,
+            coalesce_udp: link.coalesce_udp,
         })
     }
 

@@ -34,6 +34,7 @@ pub(super) struct Link {
     pub routes_follow: Option<bool>,
     pub duplicate: Option<Spanned<bool>>,
     pub fallback: super::Fallback,
+    pub coalesce_udp: bool,
 }
 
 #[derive(Default, Deserialize)]

@@ -96,6 +96,7 @@ fn a_small_file_has_the_defaults() {
             carrier: Carrier::Peer,
             duplicate: false,
             fallback: Fallback::Block,
+            coalesce_udp: false,
         }
     );
     assert_eq!(config.local.listen, Some("[::]:7311".parse().unwrap()));
@@ -158,12 +159,13 @@ fn an_ethernet_joins_a_bridge_or_has_addresses_or_is_left_to_others() {
 fn what_else_changed_beside_the_keys_is_named() {
     let base = from_text(BASE).unwrap().0;
     let changed = [
-        ("routes = [\"192.168.20.0/24\"]", "routes = []", "[link] routes"),
+        ("routes = [\"192.168.20.0/24\"]", "routes = [\"192.168.21.0/24\"]", "[link] routes"),
         ("[local]", "mtu = 1400\n[local]", "[link] mtu"),
         ("[local]", "routes_follow = false\n[local]", "[link] routes_follow"),
         ("[local]", "carrier = \"always\"\n[local]", "[link] carrier"),
         ("[local]", "duplicate = true\n[local]", "[link] duplicate"),
         ("[local]", "fallback = \"clear\"\n[local]", "[link] fallback"),
+        ("[local]", "coalesce_udp = true\n[local]", "[link] coalesce_udp"),
         ("[local]", "[[path]]\nname = \"a\"\n[local]", "[[path]]"),
         ("[local]", "[local]\nuser = \"nobody\"", "[local] user"),
         ("[local]", "[local]\nbind = \"eth0\"", "[local] bind"),
@@ -266,6 +268,12 @@ fn what_only_looks_odd_about_paths_passes_without_a_word() {
     }
     // The other end may be the one with two.
     assert!(good("[link]", "[link]\nduplicate = true").link.duplicate);
+}
+
+#[test]
+fn udp_is_coalesced_only_where_the_file_says_so() {
+    assert!(!good("[link]", "[link]").link.coalesce_udp);
+    assert!(good("[link]", "[link]\ncoalesce_udp = true").link.coalesce_udp);
 }
 
 #[test]

@@ -264,6 +264,7 @@ mod tests {
                 carrier: Carrier::Peer,
                 duplicate: false,
                 fallback: config::Fallback::Block,
+                coalesce_udp: false,
             };
             let refused = async |config: &Config| match create(&netlink, config, TunOffloads::ALL).await {
                 Err(error) => error.to_string(),

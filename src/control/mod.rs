@@ -56,6 +56,7 @@ use crate::config::{Checksum, CipherChoice, Config, CryptoConfig, Endpoint, Laye
 use crate::dataplane::{Dataplane, Loop, Treatment};
 use crate::keys::secret::leaving_no_trace;
 use crate::os_error::in_words;
+use crate::packet::OwnAddresses;
 use crate::protocol::crypto::CryptoFailure;
 use crate::protocol::link::{RekeyTimes, SetupError, WayParams};
 use crate::protocol::{Keys, Link, Params, Time};
@@ -438,14 +439,20 @@ fn keys(config: &Config) -> Keys<'_> {
     Keys { own, peers: &peer.public_keys, preshared: &peer.preshared_keys }
 }
 
-/// What the config means to the engine.
+/// What the config means to the packet loops.
 fn treatment(config: &Config) -> Treatment {
     let most = match config.link.mtu {
         Mtu::Fixed(mtu) => mtu,
         // What fits is what the interface has.
         Mtu::Auto | Mtu::Bridge => u16::MAX,
     };
-    Treatment { dscp: config.local.dscp, clamp: config.link.mss_clamp.then_some(most) }
+    let link = &config.link;
+    Treatment {
+        dscp: config.local.dscp,
+        clamp: link.mss_clamp.then_some(most),
+        coalesce_udp: link.coalesce_udp,
+        own: OwnAddresses::new(link.addresses.iter().map(|net| (net.addr(), net.prefix_len()))),
+    }
 }
 
 fn params(config: &Config, options: Options, device: TunOffloads, ports: &Ports) -> Params {

@@ -75,7 +75,7 @@ impl<O: Open> Ingress<O> {
         outbox: Outbox,
     ) -> Self {
         Ingress {
-            merger: Merger::new(device.layer(), limits(&device), PACKETS),
+            merger: merger(&device, &treatment, false),
             device,
             treatment,
             receiver,
@@ -228,7 +228,7 @@ impl<O: Open> Ingress<O> {
         self.traffic.errors.add(delivered.lost as u64);
         if delivered.unmergeable {
             warn!("the kernel does not take merged packets; from now on each is written alone, which is slower");
-            self.merger = Merger::new(device.layer(), SINGLE, PACKETS);
+            self.merger = merger(device, &self.treatment, true);
         }
         Ok(())
     }
@@ -319,10 +319,19 @@ fn deliver<'a>(
 /// No merging.
 const SINGLE: Limits = Limits { segments: 1, flows: 0, udp: false };
 
-/// How far packets are merged for a device: not at all where it takes them only one by one.
-fn limits(device: &Device) -> Limits {
-    match device.offloads() {
-        TunOffloads { vnet_hdr: true, tso: true, uso } => Limits { segments: PIECES, udp: uso, ..Limits::default() },
+/// What merges packets for a device, as far as it takes them merged; not at all if they are to be `single`.
+fn merger(device: &Device, treatment: &Treatment, single: bool) -> Merger {
+    let limits = if single { SINGLE } else { limits(device.offloads(), treatment.coalesce_udp) };
+    Merger::new(device.layer(), limits, PACKETS).at(treatment.own.clone())
+}
+
+/// How far packets are merged: not at all where the device takes them only one by one, and UDP only where that is wanted, because what
+/// the machine forwards, and whoever looks at packets there, is to have them as they were sent.
+fn limits(offloads: TunOffloads, coalesce_udp: bool) -> Limits {
+    match offloads {
+        TunOffloads { vnet_hdr: true, tso: true, uso } => {
+            Limits { segments: PIECES, udp: uso && coalesce_udp, ..Limits::default() }
+        }
         _ => SINGLE,
     }
 }
@@ -360,6 +369,14 @@ mod tests {
         assert_eq!((first.packets, first.lost, first.unmergeable), (1, 2, true));
         let second = delivered(SINGLE, only_single);
         assert_eq!((second.packets, second.lost, second.unmergeable), (3, 0, false));
+    }
+
+    #[test]
+    fn udp_is_merged_only_where_the_kernel_takes_it_and_config_asks_for_it() {
+        let udp = |uso, wanted| limits(TunOffloads { uso, ..TunOffloads::ALL }, wanted).udp;
+        assert_eq!([udp(true, true), udp(true, false), udp(false, true)], [true, false, false]);
+        assert!(limits(TunOffloads::ALL, false).segments > 1, "TCP is");
+        assert_eq!(limits(TunOffloads::NONE, true), SINGLE);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use sockets::MAX as MAX_SOCKETS;
 
 use crate::packet::Layout;
 use crate::packet::marks::Dscp;
-use crate::packet::{Layer, mss};
+use crate::packet::{Layer, OwnAddresses, mss};
 use crate::protocol::levels::{Counter, Levels};
 use crate::protocol::wire::Kind;
 use crate::protocol::{EgressUpdate, IngressUpdate, Path, SocketId, constants};
@@ -81,13 +81,17 @@ fn at(guests: &[(SocketId, SocketAddr)], socket: SocketId) -> Vec<SocketAddr> {
 }
 
 /// What config says of user traffic, beside that it is sealed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Treatment {
     /// DSCP of the datagrams it leaves in.
     pub dscp: Dscp,
     /// The longest IP packet that TCP connections through the link are to make, where they are told: what fits one datagram, and
     /// no more than this. `None`: they are not.
     pub clamp: Option<u16>,
+    /// Whether UDP datagrams from the peer to one of this end's own addresses are joined for the interface.
+    pub coalesce_udp: bool,
+    /// This end's addresses inside the link.
+    pub own: OwnAddresses,
 }
 
 impl Treatment {
@@ -190,7 +194,7 @@ impl Dataplane {
         };
         let egress = egress::Egress::new(
             device.clone(),
-            treatment,
+            treatment.clone(),
             sender,
             dataplane.egress.clone(),
             levels.clone(),

@@ -47,6 +47,12 @@ impl Layer {
         }
     }
 
+    /// Whether a frame is for many stations: the group bit of its Ethernet destination (IEEE 802 §8.2.2), broadcast among them. An
+    /// IP packet's own header says so for itself.
+    pub fn is_for_many(self, frame: &[u8]) -> bool {
+        self == Layer::Ethernet && frame.first().is_some_and(|first| first & 1 != 0)
+    }
+
     /// Finds the IP packet in a frame; `None` if it is a frame of something else.
     ///
     /// # Errors

@@ -5,9 +5,14 @@
 //! only if cutting what comes of it gives back every byte of every packet. The one exception is GRO's too: an atomic IPv4
 //! datagram's identification, which means nothing (RFC 6864 §4.1). Ethernet headers, VLAN tags among them, must be the same.
 //!
+//! UDP is joined only where that is asked for, and then only what is for this end itself, as GRO does it where a socket asks. What is
+//! forwarded stays as it was sent: a kernel that routes multicast drops what is longer than the next link takes, and
+//! packet filters and helpers for NAT look at each datagram.
+//!
 //! No payload moves. A merged packet is the first one, its headers rewritten where they lie, and the places of the
 //! others' payloads.
 
+use super::addresses::{Addresses, OwnAddresses};
 use super::checksum::Sum;
 use super::ip::{self, Malformed, Version};
 use super::layer::{Layer, Network};
@@ -27,7 +32,7 @@ pub struct Limits {
     pub segments: usize,
     /// The most flows that packets are collected for at a time.
     pub flows: usize,
-    /// Whether UDP datagrams are merged: from Linux 6.2 on the kernel takes them (`VIRTIO_NET_HDR_GSO_UDP_L4`).
+    /// Whether UDP datagrams are merged: from Linux 6.2 on the kernel takes them (`VIRTIO_NET_HDR_GSO_UDP_L4`). Multicast never is.
     pub udp: bool,
 }
 
@@ -51,6 +56,8 @@ impl Default for Limits {
 pub struct Merger {
     layer: Layer,
     limits: Limits,
+    /// The only addresses for which UDP is merged; without it each that is one host's.
+    own: Option<OwnAddresses>,
     groups: Vec<Group>,
     /// Payloads that were joined to a group, chained by [`Piece::next`].
     pieces: Vec<Piece>,
@@ -104,10 +111,17 @@ impl Merger {
         Merger {
             layer,
             limits,
+            own: None,
             groups: Vec::with_capacity(packets),
             pieces: Vec::with_capacity(packets),
             open: Vec::with_capacity(limits.flows),
         }
+    }
+
+    /// The same, at an end with these addresses inside the link: UDP for others is not merged.
+    #[must_use]
+    pub fn at(self, own: OwnAddresses) -> Self {
+        Merger { own: Some(own), ..self }
     }
 
     /// Takes the frame at `range` in `buffer`, the next in order of arrival; `partial` as the far end has said of it.
@@ -133,7 +147,7 @@ impl Merger {
 
     fn push_found(&mut self, buffer: &[u8], range: Range<usize>, candidate: &Candidate<'_>) {
         let found = candidate.found;
-        let mergeable = candidate.is_mergeable(&self.limits);
+        let mergeable = candidate.is_mergeable(&self.limits) && !self.must_stay_alone(candidate);
         if let Some(place) = self.find_open(buffer, candidate) {
             let index = self.open[place];
             if mergeable && self.groups[index].join(buffer, candidate, &self.limits) {
@@ -151,6 +165,17 @@ impl Merger {
         // The kernel sums to the end of what it is given, so nothing may lie behind a partial packet.
         let end = if candidate.partial { range.start + found.end } else { range.end };
         self.groups.push(Group::new(range.start..end, Some(found), candidate.partial));
+    }
+
+    /// Whether it is UDP for many hosts, by its IP address or its Ethernet address, or for another host than this end.
+    fn must_stay_alone(&self, candidate: &Candidate<'_>) -> bool {
+        let Transport { network: start, version, protocol, .. } = candidate.found;
+        if protocol != Protocol::Udp {
+            return false;
+        }
+        let Some(addresses) = Addresses::of(Network { start, version }, candidate.bytes) else { return true };
+        let is_ours = self.own.as_ref().is_none_or(|own| own.has_destination_of(&addresses));
+        !is_ours || addresses.are_to_a_group() || self.layer.is_for_many(candidate.bytes)
     }
 
     /// The open group of the candidate's flow, by its place in `open`. The latest is the likeliest.
@@ -454,6 +479,72 @@ mod tests {
             buffer.extend([0xEE; 16]);
         }
         (buffer, ranges)
+    }
+
+    /// What is written of packets with partial checksums, at an end with these addresses or at any.
+    fn writes_at(own: Option<&OwnAddresses>, layer: Layer, packets: &[Vec<u8>]) -> usize {
+        let (mut buffer, ranges) = lay(packets);
+        let merger = Merger::new(layer, Limits::default(), packets.len());
+        let mut merger = match own {
+            Some(own) => merger.at(own.clone()),
+            None => merger,
+        };
+        ranges.into_iter().for_each(|range| merger.push(&buffer, range, true).unwrap());
+        merger.finish(&mut buffer);
+        merger.writes().count()
+    }
+
+    /// The packet, to another address, which is at `at`.
+    fn readdressed(mut packet: Vec<u8>, at: usize, destination: &[u8]) -> Vec<u8> {
+        assert_ne!(packet[at..at + destination.len()], *destination);
+        packet[at..at + destination.len()].copy_from_slice(destination);
+        if packet[0] >> 4 == 4 {
+            packet[10..12].fill(0);
+            let checksum = !slow_sum(&packet[..20]);
+            packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+        }
+        packet
+    }
+
+    #[test]
+    fn udp_is_joined_for_this_end_alone_and_tcp_for_every_host() {
+        let run = |model: &Model| model.segments(&bytes(500, 7), 100, Checksum::Partial);
+        let own = [Model::udp4(), Model::udp6()].map(|model| {
+            let packet = model.packet(1);
+            let network = Layer::Ip.network(&packet).unwrap().unwrap();
+            (Addresses::of(network, &packet).unwrap().destination(), 30)
+        });
+        let own = OwnAddresses::new(own);
+        let none = OwnAddresses::default();
+        let many: [(Model, usize, [[u8; 4]; 4]); 2] = [
+            (Model::udp4(), 16, [[224, 0, 0, 251], [239, 1, 1, 1], [255; 4], [10, 0, 1, 3]]),
+            (Model::udp6(), 24, [[0xFF, 2, 0, 0], [0xFF, 0x3E, 0, 0], [0xFF, 5, 0, 0], [0xFF, 0xFF, 0, 0]]),
+        ];
+        for (model, at, groups) in many {
+            let at_any =
+                |packets: &[Vec<u8>]| [None, Some(&own), Some(&none)].map(|own| writes_at(own, Layer::Ip, packets));
+            assert_eq!(at_any(&run(&model)), [1, 1, 5]);
+            for group in groups {
+                let packets: Vec<_> = run(&model).into_iter().map(|packet| readdressed(packet, at, &group)).collect();
+                assert_eq!(at_any(&packets)[1..], [5, 5], "{group:?}");
+            }
+            let host: Vec<_> = run(&model).into_iter().map(|packet| readdressed(packet, at, &[10, 0, 1, 7])).collect();
+            assert_eq!(at_any(&host), [1, 5, 5], "another host's");
+            let group: Vec<_> = run(&model).into_iter().map(|packet| readdressed(packet, at, &groups[1])).collect();
+            assert_eq!(at_any(&group), [5; 3], "a group's");
+        }
+        for (model, alone) in [(Model::udp4(), 5), (Model::udp6(), 5), (Model::tcp4(), 1), (Model::tcp6(), 1)] {
+            let packets = run(&model);
+            assert_eq!(writes_at(Some(&none), Layer::Ip, &packets), alone);
+            let model = Model { ethernet: Some(vec![7]), ..model };
+            let packets = run(&model);
+            assert_eq!(writes_at(Some(&own), Layer::Ethernet, &packets), 1);
+            // By the Ethernet address alone.
+            for address in [[0xFF; 6], [0x33, 0x33, 0, 0, 0, 1], [1, 0, 0x5E, 0, 0, 1]] {
+                let packets: Vec<_> = packets.iter().map(|packet| [&address[..], &packet[6..]].concat()).collect();
+                assert_eq!(writes_at(Some(&own), Layer::Ethernet, &packets), alone, "{address:?}");
+            }
+        }
     }
 
     /// What would be written of these packets, each with its partial bit.

@@ -9,6 +9,7 @@
 //!   TUN ◀── virtio::Header, parts ◀── merge: Merger ◀── packets in order of arrival ◀── pieces ◀── (open)
 //! ```
 
+mod addresses;
 mod batch;
 pub mod checksum;
 pub mod ip;
@@ -24,6 +25,7 @@ pub mod virtio;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use addresses::{Addresses, OwnAddresses};
 pub use batch::{Batch, Layout};
 pub use layer::{Layer, Network};
 

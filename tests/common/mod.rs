@@ -13,6 +13,7 @@ pub mod flow;
 #[cfg(target_arch = "x86_64")]
 pub mod intruder;
 pub mod lab;
+pub mod mroute;
 pub mod nft;
 pub mod nic;
 pub mod pulse;

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use nix::libc;
 
@@ -49,4 +49,12 @@ pub fn lost(packet_socket: impl AsFd) -> u32 {
     };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
     counts[1]
+}
+
+/// Sets an option of a socket that is a number.
+pub fn set_int(fd: RawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) {
+    let (pointer, length) = ((&raw const value).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: `pointer` is to a live integer of `length` bytes.
+    let result = unsafe { libc::setsockopt(fd, level, option, pointer, length) };
+    assert_eq!(result, 0, "option {option}: {}", io::Error::last_os_error());
 }
