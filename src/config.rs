@@ -91,6 +91,9 @@ pub struct LinkConfig {
     /// Whether UDP datagrams from the peer to one of `addresses` are handed to the kernel in GSO runs. Packet readers and filters on
     /// this machine then see long ones; what it forwards, multicast and broadcast stay as they were sent.
     pub coalesce_udp: bool,
+    /// Whether packets from the peer are dropped whose source is neither link-local nor in `routes` or a network of
+    /// `addresses`; only with IP.
+    pub source_filter: bool,
 }
 
 /// What becomes of packets for networks behind the link while the link is down, or its process is not there.
@@ -313,6 +316,7 @@ impl Config {
             (link.duplicate == theirs.duplicate, "[link] duplicate"),
             (link.fallback == theirs.fallback, "[link] fallback"),
             (link.coalesce_udp == theirs.coalesce_udp, "[link] coalesce_udp"),
+            (link.source_filter == theirs.source_filter, "[link] source_filter"),
             (self.local.listen == other.local.listen, "[local] listen"),
             (self.local.bind == other.local.bind, "[local] bind"),
             (self.local.fwmark == other.local.fwmark, "[local] fwmark"),

@@ -1,22 +1,26 @@
-//! What an end does with the packets inside the link: UDP reaches the far interface as it was sent.
+//! What an end does with the packets inside the link: UDP reaches the far interface as it was sent, sources that are not the
+//! peer's and router advertisements are not believed.
 
 // Helpers outside #[test] functions may panic too: here that is how a test fails.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use common::bridge::ip;
 use common::capture::{Capture, Packet};
-use common::lab::{Lab, Site};
+use common::lab::{End, Lab, PATIENCE, Site};
 use common::yard::{Wire, Yard};
-use common::{mroute, nft};
-use nix::libc::{IP_MTU_DISCOVER, IP_PMTUDISC_DO, IPPROTO_IP};
-use nix::sys::socket::setsockopt;
+use common::{mroute, nft, wait_until};
+use nix::libc::{IP_MTU_DISCOVER, IP_PMTUDISC_DO, IPPROTO_IP, IPV6_MULTICAST_HOPS, IPV6_MULTICAST_IF, c_int};
 use nix::sys::socket::sockopt::UdpGsoSegment;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn};
+use nix::sys::socket::{sendto, setsockopt, socket};
+use tieline::packet::checksum;
 use tieline::sys::netns::NetNs;
 
 /// What the application asks for: so many datagrams of this size in one call.
@@ -165,7 +169,128 @@ scenario!(
     }
 );
 
+/// An IPv4 packet with a UDP header and a word in it, from any source.
+fn packet(source: [u8; 4], destination: [u8; 4], word: &[u8; 8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 36, 0, 7, 0, 0, 64, 17, 0, 0];
+    packet.extend([source, destination].concat());
+    packet.extend([0x23, 0x28, 0x23, 0x28, 0, 16, 0, 0]);
+    packet.extend(word);
+    checksum::complete(&mut packet[..20], 10);
+    packet
+}
+
 fn octets(address: IpAddr) -> [u8; 4] {
     let IpAddr::V4(v4) = address else { panic!("{address}") };
     v4.octets()
 }
+
+/// Sends a packet as it is, by the routes of a network.
+fn send_raw(network: &NetNs, packet: &[u8]) {
+    let open = || socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw);
+    let socket = network.run(open).unwrap().unwrap();
+    let [a, b, c, d] = packet[16..20] else { panic!("too short") };
+    let to = SockaddrIn::new(a, b, c, d, 0);
+    assert_eq!(sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty()), Ok(packet.len()));
+}
+
+/// Whether one of these packets ends with a word.
+fn has(packets: &[Packet], word: &[u8; 8]) -> bool {
+    packets.iter().any(|packet| packet.ends_with(word))
+}
+
+fn drops(end: &End<'_>, reason: &str) -> u64 {
+    end.status()["drops"][reason].as_u64().unwrap_or(0)
+}
+
+scenario!(
+    /// With `routes`, packets from the peer have a source that is the peer's: its inner address, `routes`, link-local.
+    a_source_that_is_not_the_peers_is_dropped_and_counted,
+    90,
+    {
+        for filtered in [true, false] {
+            let mut lab = Lab::new();
+            let off = if filtered { "" } else { "source_filter = false\n" };
+            lab.left.link = format!("routes = [\"198.51.100.0/24\"]\n{off}");
+            let (left, _right) = lab.up();
+            let [own, peer] = [lab.left.inner[0], lab.right.inner[0]].map(octets);
+            let capture = Capture::start(&lab.left.network);
+            let sources = [
+                (peer, true, b"peer----"),
+                ([198, 51, 100, 9], true, b"routed--"),
+                ([169, 254, 7, 7], true, b"linkloc-"),
+                ([203, 0, 113, 9], !filtered, b"foreign-"),
+                ([203, 0, 113, 10], !filtered, b"again---"),
+                (own, !filtered, b"ours----"),
+            ];
+            for (source, _, word) in sources {
+                send_raw(&lab.right.network, &packet(source, own, word));
+            }
+            send_raw(&lab.right.network, &packet(peer, own, b"the end-"));
+            if filtered {
+                wait_until("three packets to be dropped", PATIENCE, || drops(&left, "source") == 3);
+                left.wait_for_log(&["203.0.113.0/24", "outside `routes`", "source_filter = false"], PATIENCE);
+            }
+            let seen = capture.finish();
+            assert!(has(&seen, b"the end-"));
+            for (source, passes, word) in sources {
+                assert_eq!(has(&seen, word), passes, "from {source:?} with the filter {filtered}");
+            }
+            let named = lab.left.log().lines().filter(|line| line.contains("203.0.113")).count();
+            assert_eq!(named, usize::from(filtered), "the first of a prefix is named, once");
+        }
+    }
+);
+
+/// A router advertisement with a lifetime of half an hour and a prefix for hosts to take addresses from (RFC 4861 §4.2).
+fn advertisement() -> Vec<u8> {
+    let mut message = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    message.extend([3, 4, 64, 0xC0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    message.extend([0x20, 1, 0x0D, 0xB8, 0x66, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    message
+}
+
+fn set_v6(fd: &impl AsRawFd, option: c_int, value: c_int) {
+    common::nic::set_int(fd.as_raw_fd(), nix::libc::IPPROTO_IPV6, option, value);
+}
+
+scenario!(
+    /// A peer that says it is a router is none: neither a default route nor an address comes of it.
+    a_router_advertisement_through_the_link_changes_nothing,
+    60,
+    {
+        let lab = Lab::new();
+        let (left, right) = lab.up();
+        let mut index = 0;
+        lab.right.netlink(async |netlink| index = netlink.index("tl-right").await.unwrap());
+        let open = || socket(AddressFamily::Inet6, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6);
+        let socket = lab.right.network.run(open).unwrap().unwrap();
+        set_v6(&socket, IPV6_MULTICAST_IF, index as c_int);
+        set_v6(&socket, IPV6_MULTICAST_HOPS, 255);
+        let all: std::net::SocketAddrV6 = format!("[ff02::1%{index}]:0").parse().unwrap();
+        let all = nix::sys::socket::SockaddrIn6::from(all);
+        wait_until("a link-local address at the far end", PATIENCE, || {
+            ip(&lab.right.network, "-6 addr show dev tl-right scope link -tentative").contains("fe80")
+        });
+        let capture = Capture::start(&lab.left.network);
+        for _ in 0..3 {
+            sendto(socket.as_raw_fd(), &advertisement(), &all, MsgFlags::empty()).unwrap();
+        }
+        // It comes behind them, and by then they have been looked at.
+        lab.right.ping_all(lab.left.inner[1]);
+        let seen = capture.finish();
+        let is_advertisement = |packet: &&Packet| packet[0] >> 4 == 6 && packet[6] == 58 && packet[40] == 134;
+        assert_eq!(seen.iter().filter(is_advertisement).count(), 3, "they came through the link");
+        let routes = ip(&lab.left.network, "-6 route show");
+        assert!(!routes.contains("proto ra") && !routes.contains("2001:db8:6600::"), "{routes}");
+        let addresses = ip(&lab.left.network, "-6 addr show dev tl-left");
+        assert!(!addresses.contains("2001:db8:6600:"), "{addresses}");
+        for (site, name) in [(&lab.left, "tl-left"), (&lab.right, "tl-right")] {
+            for setting in ["ipv6/conf/IF/accept_ra", "ipv6/conf/IF/autoconf", "ipv6/conf/IF/accept_redirects"] {
+                let path = format!("/proc/sys/net/{}", setting.replace("IF", name));
+                let value = site.network.run(|| fs::read_to_string(&path)).unwrap().unwrap();
+                assert_eq!(value.trim(), "0", "{path}");
+            }
+        }
+        drop([left, right]);
+    }
+);

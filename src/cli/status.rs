@@ -291,6 +291,7 @@ fn drops(drops: &Drops) -> String {
         (drops.no_session, "without a session"),
         (drops.too_big, "too big"),
         (drops.congested, "congested"),
+        (drops.source, "from a source outside routes"),
     ];
     let some: Vec<String> =
         reasons.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();

@@ -101,6 +101,7 @@ impl Checker<'_> {
             None if bridge.is_some() => Mtu::Bridge,
             None => Mtu::Auto,
         };
+        let source_filter = self.source_filter(link)?;
         // An Ethernet may be joined to others by other hands.
         if addresses.is_empty() && routes.is_empty() && link.layer == Layer::Ip {
             let problem = Problem::new(
@@ -123,7 +124,21 @@ impl Checker<'_> {
             duplicate: link.duplicate.as_ref().is_some_and(|duplicate| *duplicate.get_ref()),
             fallback: link.fallback,
             coalesce_udp: link.coalesce_udp,
+            source_filter,
         })
+    }
+
+    /// Whether sources are filtered: where `routes` says which there are, unless the file says otherwise.
+    fn source_filter(&self, link: &schema::Link) -> Result<bool, Report> {
+        let Some(wanted) = &link.source_filter else { return Ok(!link.routes.is_empty()) };
+        if *wanted.get_ref() && link.layer == Layer::Ethernet {
+            return self.fail(
+                wanted.span(),
+                "a link that carries Ethernet has no source filter: `routes`, which it goes by, belongs to IP",
+                "take it out, and filter on the bridge (nft, table bridge), or take `layer = \"ip\"`",
+            );
+        }
+        Ok(*wanted.get_ref())
     }
 
     /// What only an Ethernet can have, and what it cannot.

@@ -35,6 +35,7 @@ pub(super) struct Link {
     pub duplicate: Option<Spanned<bool>>,
     pub fallback: super::Fallback,
     pub coalesce_udp: bool,
+    pub source_filter: Option<Spanned<bool>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -97,6 +97,7 @@ fn a_small_file_has_the_defaults() {
             duplicate: false,
             fallback: Fallback::Block,
             coalesce_udp: false,
+            source_filter: true,
         }
     );
     assert_eq!(config.local.listen, Some("[::]:7311".parse().unwrap()));
@@ -166,6 +167,7 @@ fn what_else_changed_beside_the_keys_is_named() {
         ("[local]", "duplicate = true\n[local]", "[link] duplicate"),
         ("[local]", "fallback = \"clear\"\n[local]", "[link] fallback"),
         ("[local]", "coalesce_udp = true\n[local]", "[link] coalesce_udp"),
+        ("[local]", "source_filter = false\n[local]", "[link] source_filter"),
         ("[local]", "[[path]]\nname = \"a\"\n[local]", "[[path]]"),
         ("[local]", "[local]\nuser = \"nobody\"", "[local] user"),
         ("[local]", "[local]\nbind = \"eth0\"", "[local] bind"),
@@ -271,8 +273,19 @@ fn what_only_looks_odd_about_paths_passes_without_a_word() {
 }
 
 #[test]
-fn udp_is_coalesced_only_where_the_file_says_so() {
-    assert!(!good("[link]", "[link]").link.coalesce_udp);
+fn sources_are_filtered_where_routes_are_set_unless_the_file_says_otherwise() {
+    let routes = "routes = [\"192.168.20.0/24\"]";
+    for (file, filtered) in [
+        (good(routes, routes), true),
+        (good(routes, ""), false),
+        (good(routes, &format!("{routes}\nsource_filter = false")), false),
+        (good(routes, "source_filter = true"), true),
+        (good(routes, "layer = \"ethernet\""), false),
+        (good(routes, "layer = \"ethernet\"\nsource_filter = false"), false),
+    ] {
+        assert_eq!(file.link.source_filter, filtered, "{:?}", file.link);
+        assert!(!file.link.coalesce_udp);
+    }
     assert!(good("[link]", "[link]\ncoalesce_udp = true").link.coalesce_udp);
 }
 

@@ -3,6 +3,7 @@
 //! The engine's order is kept: keys reach the ingress loop before the datagram that lets the peer use them. Nothing here
 //! waits but the one select; a datagram that cannot be sent now is lost, as on any wire.
 
+use super::drops;
 use super::line::Line;
 use super::mtu::{Limits, Way};
 use super::ports::Ports;
@@ -232,6 +233,7 @@ impl Driver {
                 self.link.handle_send_failure(now, path);
             }
             Woken::Mail(Message::TooBig { path }) => self.link.handle_too_big(now, path, None),
+            Woken::Mail(Message::ForeignSource { source, prefix }) => drops::foreign_source(source, prefix),
             Woken::Mail(Message::LoopDied { which, error }) => {
                 let interface = self.identity.interface.clone();
                 self.end(now, Err(RunError::LoopDied { which, interface, source: error }));

@@ -79,6 +79,7 @@ pub(super) async fn create(netlink: &Netlink, config: &Config, wish: TunOffloads
     };
     let (tun, offloads) = tun::create(&config.interface, kind, wish)?;
     let device = Device::new(tun, layer, offloads);
+    apply_settings(config);
     let sets_carrier = config.carrier == Carrier::Peer && take_carrier(&device, &config.interface);
     let index = netlink.index(&config.interface).await?;
     if layer == Layer::Ethernet {
@@ -88,7 +89,6 @@ pub(super) async fn create(netlink: &Netlink, config: &Config, wish: TunOffloads
     set_mtu(netlink, index, mtu, layer).await?;
     netlink.set_queue_length(index, QUEUE).await?;
     if let Some(bridge) = bridge {
-        keep_quiet(&config.interface);
         netlink.join_bridge(index, bridge).await?;
     }
     Ok(Interface { index, mtu, device, sets_carrier })
@@ -115,14 +115,31 @@ async fn first_mtu(netlink: &Netlink, config: &LinkConfig, layer: Layer) -> Resu
     }
 }
 
-/// Takes the carrier away until the peer is there, and has routing go by it; says whether that can be done.
-fn take_carrier(device: &Device, interface: &str) -> bool {
-    if let Err(error) = sysctl::ignore_routes_with_linkdown(interface) {
-        warn!(
-            "cannot set ignore_routes_with_linkdown for {interface}: {error}; while the peer is away, static routes and the \
-             link's own network stay"
-        );
+/// Gives the interface the settings it is to have, before it is up and could hear anything.
+fn apply_settings(config: &LinkConfig) {
+    for (path, value) in sysctl::desired(&config.interface, role(config)) {
+        if let Err(error) = sysctl::set(&path, value) {
+            warn!("cannot set /proc/sys/net/{path} to {value}: {error}; {}", without(&path));
+        }
     }
+}
+
+/// What the interface is to the rest of the machine.
+pub(super) fn role(config: &LinkConfig) -> sysctl::Role {
+    sysctl::Role { follows_peer: config.carrier == Carrier::Peer, bridge_port: config.bridge.is_some() }
+}
+
+/// What follows where a setting cannot be made.
+fn without(path: &str) -> &'static str {
+    match path.rsplit('/').next() {
+        Some("ignore_routes_with_linkdown") => "while the peer is away, static routes and the link's own network stay",
+        Some("disable_ipv6") => "the interface gets a link-local IPv6 address, which nobody uses",
+        _ => "the peer can change this machine's addresses and routes by ICMP; set it by other means",
+    }
+}
+
+/// Takes the carrier away until the peer is there; says whether that can be done.
+fn take_carrier(device: &Device, interface: &str) -> bool {
     let taken = device.set_carrier(false);
     if let Err(error) = &taken {
         warn!(
@@ -157,13 +174,6 @@ async fn find_bridge(netlink: &Netlink, name: &str) -> Result<u32, RunError> {
 fn hardware_address(own: &PublicKey, interface: &str) -> [u8; 6] {
     let [a, b, c, d, e, ..] = sha256(&[b"tieline v1 ethernet address", own.as_bytes(), interface.as_bytes()]);
     [0xFE, a, b, c, d, e]
-}
-
-/// A bridge's port has no business of its own on the wire: IPv6 would greet those at the far end, and never hear them.
-fn keep_quiet(interface: &str) {
-    if let Err(error) = sysctl::disable_ipv6(interface) {
-        debug!("IPv6 stays on at {interface}: {error}");
-    }
 }
 
 /// The longest UDP datagram over IPv4, which is what one segmented send may come to.
@@ -265,6 +275,7 @@ mod tests {
                 duplicate: false,
                 fallback: config::Fallback::Block,
                 coalesce_udp: false,
+                source_filter: false,
             };
             let refused = async |config: &Config| match create(&netlink, config, TunOffloads::ALL).await {
                 Err(error) => error.to_string(),

@@ -32,6 +32,7 @@
 mod confine;
 mod damping;
 mod driver;
+mod drops;
 mod entropy;
 mod hooks;
 mod interface;
@@ -57,6 +58,7 @@ use crate::dataplane::{Dataplane, Loop, Treatment};
 use crate::keys::secret::leaving_no_trace;
 use crate::os_error::in_words;
 use crate::packet::OwnAddresses;
+use crate::packet::source_filter::SourceFilter;
 use crate::protocol::crypto::CryptoFailure;
 use crate::protocol::link::{RekeyTimes, SetupError, WayParams};
 use crate::protocol::{Keys, Link, Params, Time};
@@ -70,6 +72,7 @@ use confine::{Closed, Confinement};
 use driver::{Driver, DriverState, Inlets};
 use hooks::Hooks;
 use interface::Interface;
+use ipnet::IpNet;
 use line::Line;
 use mtu::{Limits, MtuKeeper, Way};
 use ports::Ports;
@@ -447,11 +450,15 @@ fn treatment(config: &Config) -> Treatment {
         Mtu::Auto | Mtu::Bridge => u16::MAX,
     };
     let link = &config.link;
+    let prefixes = |networks: &[IpNet]| networks.iter().map(|net| (net.addr(), net.prefix_len())).collect::<Vec<_>>();
+    let addresses = prefixes(&link.addresses);
+    let filtered = link.source_filter && link.layer == Layer::Ip;
     Treatment {
         dscp: config.local.dscp,
         clamp: link.mss_clamp.then_some(most),
         coalesce_udp: link.coalesce_udp,
-        own: OwnAddresses::new(link.addresses.iter().map(|net| (net.addr(), net.prefix_len()))),
+        sources: filtered.then(|| SourceFilter::new(&addresses, &prefixes(&link.routes))),
+        own: OwnAddresses::new(addresses),
     }
 }
 

@@ -287,6 +287,9 @@ pub struct Drops {
     /// Packets that came with a mark of congestion which their sender does not know: RFC 6040 has them dropped.
     #[serde(default)]
     pub congested: u64,
+    /// Packets from the peer with a source that is outside `routes` and the link's own networks.
+    #[serde(default)]
+    pub source: u64,
 }
 
 impl Status {
@@ -413,6 +416,7 @@ impl Moment<'_> {
                 no_session: self.drops.no_session.get(),
                 too_big: self.drops.too_big.get(),
                 congested: self.drops.congested.get(),
+                source: self.drops.source.get(),
             },
             offloads: self.offloads.into(),
             sandbox: identity.sandbox.clone(),
@@ -695,7 +699,8 @@ mod tests {
     "malformed": 0,
     "no_session": 0,
     "too_big": 0,
-    "congested": 0
+    "congested": 0,
+    "source": 0
   },
   "offloads": {
     "vnet_hdr": true,

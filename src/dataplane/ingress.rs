@@ -2,13 +2,15 @@
 
 use super::device::{Device, PIECES};
 use super::handoff::{Handoff, Inbox};
-use super::mailbox::Outbox;
+use super::mailbox::{Message, Outbox};
 use super::sockets;
 use super::turns::{Turn, Turns};
 use super::{FRAME, Open, Traffic, Treatment};
+use crate::packet::Addresses;
 use crate::packet::marks;
 use crate::packet::merge::{Limits, Merger, Write};
 use crate::packet::pieces::{Bounds, Joined, Name, Part, Piece, Pieces};
+use crate::packet::source_filter::Named;
 use crate::protocol::constants::{HEADER, PIECE_TIME, TAG};
 use crate::protocol::levels::Levels;
 use crate::protocol::wire::data_flags;
@@ -59,6 +61,10 @@ pub(super) struct Ingress<O> {
     in_use: Time,
     pieces: Pieces,
     merger: Merger,
+    /// Prefixes whose packets were dropped, as far as they were told.
+    named: Named,
+    /// The addresses of the batch's last packet, which the next one often has too.
+    last: Option<Addresses>,
     levels: Arc<Levels>,
     traffic: Arc<Traffic>,
     outbox: Outbox,
@@ -76,6 +82,8 @@ impl<O: Open> Ingress<O> {
     ) -> Self {
         Ingress {
             merger: merger(&device, &treatment, false),
+            named: Named::default(),
+            last: None,
             device,
             treatment,
             receiver,
@@ -150,6 +158,7 @@ impl<O: Open> Ingress<O> {
     /// peer made any of them, and this moment: a cold open may be a copy.
     fn open(&mut self, now: Time, socket: SocketId) -> bool {
         let mut by_peer = false;
+        self.last = None;
         for room in 0..ROOMS {
             let Some(message) = self.receives.datagram(room) else { continue };
             if message.truncated {
@@ -176,14 +185,16 @@ impl<O: Open> Ingress<O> {
     fn open_one(&mut self, now: Time, path: Path, class: u8, range: Range<usize>) -> bool {
         let datagram = &mut self.buffer[range.clone()];
         match self.receiver.receive(now, path, datagram) {
-            Received::Frame { flags } => self.take_frame(plaintext(range), flags, class),
+            Received::Frame { flags } => self.take_frame(now, plaintext(range), flags, class),
             Received::Piece { flags, session, counter } => {
                 let name = Name { origin: session, number: counter };
                 let piece = Piece { name, part: part(flags), congested: marks::is_congested(class) };
                 let text = plaintext(range.clone());
                 match self.pieces.push(&mut self.buffer, PUT_TOGETHER, range, text, piece, now.0) {
                     Joined::Waits => {}
-                    Joined::Whole { frame, congested } => self.take_frame(frame, flags, marks::with(class, congested)),
+                    Joined::Whole { frame, congested } => {
+                        self.take_frame(now, frame, flags, marks::with(class, congested));
+                    }
                     Joined::TooLong => self.levels.drops.malformed.bump(),
                     Joined::NoRoom => self.traffic.errors.add(1),
                 }
@@ -202,8 +213,32 @@ impl<O: Open> Ingress<O> {
         true
     }
 
+    /// Whether a frame may go to the interface, by its source. Nothing is held against what is no packet: it is refused, and counted, further on.
+    fn admits(&mut self, now: Time, frame: Range<usize>) -> bool {
+        let Some(sources) = &self.treatment.sources else { return true };
+        let bytes = &self.buffer[frame];
+        let network = self.device.layer().network(bytes).ok().flatten();
+        let Some(addresses) = network.and_then(|network| Addresses::of(network, bytes)) else { return true };
+        if self.last == Some(addresses) {
+            return true;
+        }
+        if !sources.admits(&addresses) {
+            self.levels.drops.source.bump();
+            let source = addresses.source();
+            if let Some(prefix) = self.named.name(source, now.0) {
+                self.outbox.remark(Message::ForeignSource { source, prefix });
+            }
+            return false;
+        }
+        self.last = Some(addresses);
+        true
+    }
+
     /// Gives a frame to the merger, with what the way has marked.
-    fn take_frame(&mut self, frame: Range<usize>, flags: u8, class: u8) {
+    fn take_frame(&mut self, now: Time, frame: Range<usize>, flags: u8, class: u8) {
+        if !self.admits(now, frame.clone()) {
+            return;
+        }
         let (partial, layer) = (flags & data_flags::PARTIAL_CHECKSUM != 0, self.device.layer());
         let bytes = &mut self.buffer[frame.clone()];
         self.treatment.clamp(layer, bytes, &self.levels, partial);

@@ -9,6 +9,7 @@ use crate::protocol::{Input, Notice, Path, Small};
 use std::fmt;
 use std::future::pending;
 use std::io;
+use std::net::IpAddr;
 use tokio::sync::mpsc;
 
 /// Cold-open datagrams waiting at most: as many as may come at once, of each of the four types.
@@ -17,6 +18,8 @@ const COLD: usize = 4 * COLD_BURST as usize;
 const CONTROL: usize = 256;
 /// Failed sends waiting at most: one says it all.
 const FAILED: usize = 4;
+/// Remarks on packets that were dropped, waiting at most: none is made often.
+const REMARKS: usize = 16;
 /// Loops there are to die.
 const LOOPS: usize = 2;
 
@@ -57,6 +60,14 @@ pub enum Message {
         /// The path it was for.
         path: Path,
     },
+    /// A packet from the peer was dropped because of its source ([`crate::packet::source_filter`]). Said of each prefix once, and not of
+    /// many at a time.
+    ForeignSource {
+        /// The packet's.
+        source: IpAddr,
+        /// The network it is taken to be of, and the length of its prefix.
+        prefix: (IpAddr, u8),
+    },
     /// A loop ended by an error: the device is gone, say. The link is of no more use.
     LoopDied {
         /// Which of them.
@@ -71,6 +82,7 @@ pub enum Message {
 pub struct Mailbox {
     died: mpsc::Receiver<Message>,
     failed: mpsc::Receiver<Message>,
+    remarks: mpsc::Receiver<Message>,
     control: mpsc::Receiver<Input>,
     cold: mpsc::Receiver<Input>,
 }
@@ -84,6 +96,7 @@ impl Mailbox {
             biased;
             Some(message) = self.died.recv() => message,
             Some(message) = self.failed.recv() => message,
+            Some(message) = self.remarks.recv() => message,
             Some(input) = self.control.recv() => Message::Input(input),
             Some(input) = self.cold.recv() => Message::Input(input),
             else => pending().await,
@@ -96,6 +109,7 @@ impl Mailbox {
 pub(super) struct Outbox {
     died: mpsc::Sender<Message>,
     failed: mpsc::Sender<Message>,
+    remarks: mpsc::Sender<Message>,
     control: mpsc::Sender<Input>,
     cold: mpsc::Sender<Input>,
 }
@@ -104,10 +118,11 @@ pub(super) struct Outbox {
 pub(super) fn open() -> (Outbox, Mailbox) {
     let (died, died_rx) = mpsc::channel(LOOPS);
     let (failed, failed_rx) = mpsc::channel(FAILED);
+    let (remarks, remarks_rx) = mpsc::channel(REMARKS);
     let (control, control_rx) = mpsc::channel(CONTROL);
     let (cold, cold_rx) = mpsc::channel(COLD);
-    let mailbox = Mailbox { died: died_rx, failed: failed_rx, control: control_rx, cold: cold_rx };
-    (Outbox { died, failed, control, cold }, mailbox)
+    let mailbox = Mailbox { died: died_rx, failed: failed_rx, remarks: remarks_rx, control: control_rx, cold: cold_rx };
+    (Outbox { died, failed, remarks, control, cold }, mailbox)
 }
 
 impl Outbox {
@@ -125,6 +140,11 @@ impl Outbox {
     /// User data was refused for its size; should there be no room it will be again.
     pub(super) fn too_big(&self, path: Path) {
         let _ = self.failed.try_send(Message::TooBig { path });
+    }
+
+    /// What people may want to know of packets that were dropped; no state hangs on it.
+    pub(super) fn remark(&self, message: Message) {
+        let _ = self.remarks.try_send(message);
     }
 
     /// Whatever `receiver` wants noticed; it keeps what the box has no room for.

@@ -30,6 +30,7 @@ pub use sockets::MAX as MAX_SOCKETS;
 
 use crate::packet::Layout;
 use crate::packet::marks::Dscp;
+use crate::packet::source_filter::SourceFilter;
 use crate::packet::{Layer, OwnAddresses, mss};
 use crate::protocol::levels::{Counter, Levels};
 use crate::protocol::wire::Kind;
@@ -92,6 +93,8 @@ pub struct Treatment {
     pub coalesce_udp: bool,
     /// This end's addresses inside the link.
     pub own: OwnAddresses,
+    /// The sources that packets from the peer may have. `None`: any.
+    pub sources: Option<SourceFilter>,
 }
 
 impl Treatment {

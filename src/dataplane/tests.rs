@@ -35,6 +35,10 @@ struct End {
 impl End {
     /// With a socket on `address`; cold-open datagrams to it are MAC'd with a key of all nines.
     fn start(address: &str) -> End {
+        End::start_with(address, Treatment::default())
+    }
+
+    fn start_with(address: &str, treatment: Treatment) -> End {
         let (device, interface) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         fcntl(&device, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK)).unwrap();
@@ -45,7 +49,9 @@ impl End {
         let levels: Arc<Levels> = Arc::default();
         let (sender, receiver) = (Sender::new(levels.clone()), Receiver::new(vec![mac_key()], levels.clone()));
         let device = Device::new(device, Layer::Ip, TunOffloads::NONE);
-        let (dataplane, mailbox) = Dataplane::start(device, socket, sender, receiver, levels.clone()).unwrap();
+        let sockets = vec![(SocketId(0), socket)];
+        let (dataplane, mailbox) =
+            Dataplane::start_with(device, sockets, treatment, sender, receiver, levels.clone(), |_| {}).unwrap();
         End { interface, dataplane, mailbox, levels, address }
     }
 
@@ -88,6 +94,12 @@ impl End {
         self.message_within(PATIENCE).expect("a message within the time")
     }
 
+    /// What the loops had to say of packets they dropped, until nothing more comes.
+    fn remarks(&mut self) -> Vec<Message> {
+        let all = std::iter::from_fn(|| self.message_within(MOMENT));
+        all.filter(|message| !matches!(message, Message::Input(_))).collect()
+    }
+
     fn message_within(&mut self, time: Duration) -> Option<Message> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async { tokio::time::timeout(time, self.mailbox.recv()).await.ok() })
@@ -104,7 +116,10 @@ struct Line {
 
 impl Line {
     fn up(a: &str, b: &str) -> Line {
-        let (a, b) = (End::start(a), End::start(b));
+        Line::between(End::start(a), End::start(b))
+    }
+
+    fn between(a: End, b: End) -> Line {
         let (mut a_halves, mut b_halves) = session(Cipher::Aes256Gcm);
         let (a_opening, b_opening) = (take_opening(&mut a_halves), take_opening(&mut b_halves));
         a.install(&mut a_halves, Some(a_opening), b.address);
@@ -634,6 +649,42 @@ fn of_two_copies_one_is_written_and_the_other_counted() {
     line.a.no_frame();
     let counted = Counters { rx_packets: COUNT.into(), rx_bytes: u64::from(COUNT) * 100, ..Counters::default() };
     assert_eq!(line.a.dataplane.counters(), counted);
+}
+
+/// A UDP packet over IPv4 between these, with `number` in it.
+fn udp(from: ([u8; 4], u16), to: ([u8; 4], u16), number: u32) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0x40, 0, 64, 17, 0, 0];
+    packet.extend([from.0, to.0].concat());
+    packet.extend([from.1, to.1, 12, 0].map(u16::to_be_bytes).as_flattened());
+    packet.extend(number.to_be_bytes());
+    packet
+}
+
+/// The treatment at an end with 10.99.0.1.
+fn guarded() -> Treatment {
+    let addresses = [(IpAddr::from([10, 99, 0, 1]), 30)];
+    Treatment {
+        own: OwnAddresses::new(addresses),
+        sources: Some(SourceFilter::new(&addresses, &[(IpAddr::from([10, 2, 0, 0]), 16)])),
+        ..Treatment::default()
+    }
+}
+
+#[test]
+fn a_foreign_source_is_dropped_and_its_prefix_told_once() {
+    let mut line = Line::between(End::start("127.0.0.1:0"), End::start_with("127.0.0.1:0", guarded()));
+    let to = ([10, 99, 0, 1], 7);
+    for n in 0..100 {
+        line.a.interface.send(&udp(([203, 0, 113, n as u8], 5), to, n)).unwrap();
+        line.a.interface.send(&udp(([10, 2, 0, 9], 5), to, n)).unwrap();
+        assert_eq!(line.b.frame(), udp(([10, 2, 0, 9], 5), to, n));
+    }
+    assert_eq!(line.b.levels.drops.source.get(), 100);
+    let told = line.b.remarks();
+    assert!(
+        matches!(told[..], [Message::ForeignSource { prefix, .. }] if prefix == ([203, 0, 113, 0].into(), 24)),
+        "{told:?}"
+    );
 }
 
 #[test]

@@ -122,8 +122,13 @@ impl OwnAddresses {
 }
 
 /// The mask of an IPv4 prefix of so many bits.
-fn mask_v4(length: u8) -> u32 {
+pub(super) fn mask_v4(length: u8) -> u32 {
     u32::MAX.checked_shl(32_u32.saturating_sub(length.into())).unwrap_or(0)
+}
+
+/// The mask of an IPv6 prefix of so many bits.
+pub(super) fn mask_v6(length: u8) -> u128 {
+    u128::MAX.checked_shl(128_u32.saturating_sub(length.into())).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -194,6 +199,7 @@ mod tests {
     #[test]
     fn masks_of_every_length() {
         assert_eq!([0, 1, 24, 32, 200].map(mask_v4), [0, 1 << 31, 0xFFFF_FF00, u32::MAX, u32::MAX]);
+        assert_eq!([0, 1, 64, 128].map(mask_v6), [0, 1 << 127, u128::MAX << 64, u128::MAX]);
     }
 
     proptest! {

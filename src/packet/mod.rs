@@ -18,6 +18,7 @@ pub mod marks;
 pub mod merge;
 pub mod mss;
 pub mod pieces;
+pub mod source_filter;
 pub mod split;
 pub mod transport;
 pub mod virtio;

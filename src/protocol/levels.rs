@@ -48,6 +48,8 @@ pub struct Drops {
     pub too_big: Counter,
     /// User frames that met congestion on the way, and whose sender knows of no other mark than loss (RFC 6040).
     pub congested: Counter,
+    /// User frames from the peer with a source it may not have.
+    pub source: Counter,
 }
 
 /// The levels of a whole link.

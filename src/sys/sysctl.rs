@@ -3,27 +3,54 @@
 use std::fs;
 use std::io;
 
-/// Has the kernel pass over routes into an interface while that has no carrier, as if they were not there: another route to the
-/// same place is taken. It does not by itself (`ignore_routes_with_linkdown`, ip-sysctl of the kernel's documentation).
-///
-/// # Errors
-/// `EROFS` or `EACCES` where /proc/sys may not be written, as in some containers. That IPv6 is off is none.
-pub fn ignore_routes_with_linkdown(interface: &str) -> io::Result<()> {
-    for family in ["ipv4", "ipv6"] {
-        match set(family, interface, "ignore_routes_with_linkdown") {
-            Err(error) if family == "ipv6" && error.kind() == io::ErrorKind::NotFound => {}
-            written => written?,
-        }
-    }
-    Ok(())
+/// What the link's interface is to the rest of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// Its carrier comes and goes with the peer.
+    pub follows_peer: bool,
+    /// It is a port of a bridge.
+    pub bridge_port: bool,
 }
 
-/// Takes IPv6 off the interface.
+/// The settings an interface of this role is to have, as paths below /proc/sys/net and their values (ip-sysctl of the kernel's
+/// documentation), from the time before it is up.
+///
+/// Nobody at the far end of the link is a router of this machine: `accept_ra`, `autoconf` and `accept_redirects` are off. IPv4 redirects are
+/// also heeded on a host that forwards nothing as long as conf/all/accept_redirects is on, but never for a route without a
+/// gateway, and those into the link have none.
+///
+/// The kernel passes over routes into an interface without a carrier, as if they were not there, where
+/// `ignore_routes_with_linkdown` is on: another route to the same place is taken.
+///
+/// A bridge's port has no business of its own on the wire: IPv6 would greet those at the far end, and never hear them.
+#[must_use]
+pub fn desired(interface: &str, role: Role) -> Vec<(String, &'static str)> {
+    let mut settings = vec![
+        ("ipv4", "accept_redirects", "0"),
+        ("ipv6", "accept_ra", "0"),
+        ("ipv6", "autoconf", "0"),
+        ("ipv6", "accept_redirects", "0"),
+    ];
+    if role.follows_peer {
+        settings.push(("ipv4", "ignore_routes_with_linkdown", "1"));
+        settings.push(("ipv6", "ignore_routes_with_linkdown", "1"));
+    }
+    if role.bridge_port {
+        settings.push(("ipv6", "disable_ipv6", "1"));
+    }
+    let named = |(family, name, value)| (format!("{family}/conf/{interface}/{name}"), value);
+    settings.into_iter().map(named).collect()
+}
+
+/// Writes a setting at a path below /proc/sys/net. One of IPv6 that is not there is none: IPv6 is off.
 ///
 /// # Errors
-/// As above; `NotFound` where the kernel has none.
-pub fn disable_ipv6(interface: &str) -> io::Result<()> {
-    set("ipv6", interface, "disable_ipv6")
+/// `EROFS` or `EACCES` where /proc/sys may not be written, as in some containers; `NotFound` for a setting this kernel does not have.
+pub fn set(path: &str, value: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/net/{path}"), value) {
+        Err(error) if path.starts_with("ipv6/") && error.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written,
+    }
 }
 
 /// The interfaces at which IPv4 packets are dropped whose answers would leave by another one (`rp_filter` is 1; of an interface's and
@@ -38,6 +65,27 @@ pub fn strictly_filtered() -> Vec<String> {
     names.filter(|name| !["all", "default", "lo"].contains(&name.as_str()) && of(name).max(all) == 1).collect()
 }
 
-fn set(family: &str, interface: &str, name: &str) -> io::Result<()> {
-    fs::write(format!("/proc/sys/net/{family}/conf/{interface}/{name}"), "1")
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::{in_own_network, shell};
+
+    #[test]
+    fn an_interface_gets_the_settings_of_its_role() {
+        in_own_network(|| {
+            shell("ip link add left type veth peer name right");
+            for (role, count) in [
+                (Role { follows_peer: false, bridge_port: false }, 4),
+                (Role { follows_peer: true, bridge_port: true }, 7),
+            ] {
+                let settings = desired("left", role);
+                assert_eq!(settings.len(), count);
+                for (path, value) in settings {
+                    set(&path, value).unwrap();
+                    assert_eq!(fs::read_to_string(format!("/proc/sys/net/{path}")).unwrap().trim(), value, "{path}");
+                }
+            }
+            assert!(set("ipv4/conf/left/no_such_thing", "1").is_err());
+        });
+    }
 }
