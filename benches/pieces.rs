@@ -1,4 +1,4 @@
-//! The pieces of the packet path, each alone on one core: cut and seal, open and join, the replay window.
+//! The pieces of the packet path, each alone on one core: cut and seal, open and join, the replay window, a look at addresses.
 //!
 //! ```text
 //! cargo bench --bench pieces
@@ -18,10 +18,12 @@ use std::time::{Duration, Instant};
 use tieline::packet::checksum::{self, Sum};
 use tieline::packet::merge::{Limits, Merger};
 use tieline::packet::pieces::{Bounds, Joined, Name, Part, Piece, Pieces};
+use tieline::packet::returns::Returns;
+use tieline::packet::source_filter::SourceFilter;
 use tieline::packet::split::{self, Checksums, Taken};
 use tieline::packet::transport::{Protocol, Transport};
 use tieline::packet::virtio::{Gso, Header, Kind};
-use tieline::packet::{Batch, Layer, Layout};
+use tieline::packet::{Addresses, Batch, Layer, Layout};
 use tieline::protocol::replay::Window;
 use tieline::protocol::session::Cipher;
 use tieline::protocol::wire::data_flags::{FIRST_PIECE, LAST_PIECE, PARTIAL_CHECKSUM};
@@ -44,6 +46,7 @@ fn main() {
         open(&mut criterion, &mut load);
     }
     replay(&mut criterion);
+    addresses(&mut criterion);
     criterion.final_summary();
 }
 
@@ -284,4 +287,39 @@ fn replay(criterion: &mut Criterion) {
             });
         });
     }
+}
+
+/// What a batch of packets between as many hosts costs an end that forwards them: sources looked for among some prefixes and
+/// addresses remembered, on the way in; and looked for, on the way out.
+fn addresses(criterion: &mut Criterion) {
+    const PREFIXES: u8 = 16;
+    let network = |n| (IpAddr::from([172, 16, n, 0]), 24);
+    let filter = SourceFilter::new(&[], &(0..PREFIXES).map(network).collect::<Vec<_>>());
+    let returns = Returns::new([3, 5, 7, 11]);
+    let packets: Vec<_> = (0..LAYOUT.slots as u8)
+        .map(|host| {
+            let mut bytes = packet(Protocol::Udp, 64).1;
+            bytes[12..20].copy_from_slice(&[172, 16, PREFIXES - 1, host, 192, 168, 1, host]);
+            bytes
+        })
+        .collect();
+    let of = |packet: &[u8]| Addresses::of(Layer::Ip.network(packet).ok().flatten()?, packet);
+    let mut group = criterion.benchmark_group("addresses");
+    group.throughput(Throughput::Elements(LAYOUT.slots as u64));
+    group.bench_function("filtered and remembered", |bencher| {
+        bencher.iter(|| {
+            for packet in black_box(&packets) {
+                let addresses = of(packet).expect("an IP packet");
+                assert!(filter.admits(&addresses));
+                returns.goes_out(&addresses, 1);
+            }
+        });
+    });
+    group.bench_function("looked for", |bencher| {
+        bencher.iter(|| {
+            for packet in black_box(&packets) {
+                assert!(!returns.comes_back(&of(packet).expect("an IP packet"), u64::MAX / 2));
+            }
+        });
+    });
 }

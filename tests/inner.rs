@@ -1,5 +1,5 @@
 //! What an end does with the packets inside the link: UDP reaches the far interface as it was sent, sources that are not the
-//! peer's and router advertisements are not believed.
+//! peer's and router advertisements are not believed, and what came out of the link does not go back into it.
 
 // Helpers outside #[test] functions may panic too: here that is how a test fails.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -193,6 +193,11 @@ fn send_raw(network: &NetNs, packet: &[u8]) {
     assert_eq!(sendto(socket.as_raw_fd(), packet, &to, MsgFlags::empty()), Ok(packet.len()));
 }
 
+/// Whether it is UDP: an ICMP message quotes the packet it is about, word and all.
+fn is_udp(packet: &Packet) -> bool {
+    packet[if packet[0] >> 4 == 4 { 9 } else { 6 }] == 17
+}
+
 /// Whether one of these packets ends with a word.
 fn has(packets: &[Packet], word: &[u8; 8]) -> bool {
     packets.iter().any(|packet| packet.ends_with(word))
@@ -292,5 +297,47 @@ scenario!(
             }
         }
         drop([left, right]);
+    }
+);
+
+scenario!(
+    /// An unused address of the link's own prefix, and a network that each end takes for the other's.
+    what_came_out_of_the_link_does_not_go_back_into_it,
+    60,
+    {
+        let mut lab = Lab::new();
+        let yard = Yard::behind(&lab.left, 1, Wire::Plain);
+        lab.left.link = "routes = [\"10.50.0.0/16\", \"fd50::/48\"]\n".into();
+        lab.right.link = yard.routes.replace(']', ", \"10.50.7.0/24\", \"fd50:0:0:7::/64\"]");
+        for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            lab.right.network.run(|| fs::write(format!("/proc/sys/net/{switch}"), "1")).unwrap().unwrap();
+        }
+        let (left, right) = lab.up();
+        let captures = [&lab.left, &lab.right].map(|site| Capture::start(&site.network));
+        let targets = ["10.99.0.0", "fd99::3", "10.50.7.7", "fd50:0:0:7::7"].map(|text| text.parse::<IpAddr>().unwrap());
+        for (target, word) in targets.into_iter().zip([b"v4 link-", b"v6 link-", b"v4 route", b"v6 route"]) {
+            let any: IpAddr = if target.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+            let sender = yard.network.run(|| UdpSocket::bind((any, 0))).unwrap().unwrap();
+            sender.send_to(word, (target, PORT)).unwrap();
+        }
+        let returned = || (drops(&right, "returned"), drops(&left, "returned"));
+        let started = std::time::Instant::now();
+        while returned().0 < 4 && started.elapsed() < Duration::from_secs(3) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // What crosses is seen once at the site it came from, behind the wire of the host, and once at the other.
+        let crossings = captures.map(|capture| {
+            let words: [&[u8; 8]; 4] = [b"v4 link-", b"v6 link-", b"v4 route", b"v6 route"];
+            let seen = capture.finish();
+            words.map(|word| seen.iter().filter(|packet| is_udp(packet) && packet.ends_with(word)).count())
+        });
+        println!("seen at the near and at the far site: {crossings:?}; dropped {:?}", returned());
+        assert_eq!(crossings, [[1; 4]; 2], "each crosses once");
+        assert_eq!(returned(), (4, 0));
+        right.wait_for_log(&["came out of the link", "sent back into it"], PATIENCE);
+        // What is not sent back goes on as ever.
+        lab.right.ping_all(yard.address[0]);
+        lab.left.ping_all(lab.right.inner[1]);
+        assert_eq!(returned(), (4, 0));
     }
 );

@@ -182,7 +182,16 @@ impl End {
 
 fn refused(levels: &Levels) -> u64 {
     let drops = &levels.drops;
-    let all =
-        [&drops.replayed, &drops.unauthentic, &drops.malformed, &drops.no_session, &drops.too_big, &drops.congested];
+    let all = [
+        &drops.replayed,
+        &drops.unauthentic,
+        &drops.malformed,
+        &drops.no_session,
+        &drops.too_big,
+        &drops.congested,
+        &drops.source,
+        &drops.returned,
+        &drops.looped,
+    ];
     all.into_iter().map(Counter::get).sum()
 }

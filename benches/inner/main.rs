@@ -7,7 +7,8 @@
 //!
 //! | load | with |
 //! |---|---|
-//! | a UDP flow like one of QUIC, by segmentation offload at one end and receive offload at the other; four TCP streams | `coalesce_udp` |
+//! | a UDP flow like one of QUIC, by segmentation offload at one end and receive offload at the other | `coalesce_udp` |
+//! | four TCP streams; small UDP packets | source filter, and the memory of what came out of the link |
 //!
 //! Both ends, the programs that send and receive, and the cable between are in this one process and share the machine's cores. It
 //! takes root, or a machine that lets users make user namespaces.
@@ -23,6 +24,7 @@ mod line;
 mod scene;
 
 use clap::Parser;
+use datagrams::Flow;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use scene::{Scene, Site};
@@ -30,10 +32,13 @@ use std::error::Error;
 use std::fs::File;
 use std::net::IpAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use tieline::dataplane::Treatment;
 use tieline::packet::OwnAddresses;
+use tieline::packet::returns::Returns;
+use tieline::packet::source_filter::SourceFilter;
 use tieline::protocol::session::Cipher;
 use tieline::sys::netns::become_root;
 
@@ -41,15 +46,18 @@ use tieline::sys::netns::become_root;
 const STREAMS: usize = 4;
 /// What a round may take beyond its time: more, and something hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Prefixes that the source filter looks through, none of them the right one.
+const PREFIXES: u8 = 16;
 
 /// What is sent through the link, and what at the far end is switched on and off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Load {
     Quic,
     Tcp,
+    Small,
 }
 
-const LOADS: [Load; 2] = [Load::Quic, Load::Tcp];
+const LOADS: [Load; 3] = [Load::Quic, Load::Tcp, Load::Small];
 
 /// What was seen of a load: Gbit/s of payload, and seconds of processor time for a gigabyte of it, of the whole process.
 #[derive(Clone, Copy)]
@@ -95,7 +103,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     end_after((time + PATIENCE) * 2 * LOADS.len() as u32 * args.rounds);
 
     let scene = Scene::build();
-    println!("{:8}{:>12}{:>24}{:>24}", "round", "load", "without", "with");
+    println!("{:8}{:>8}{:>32}{:>32}", "round", "load", "without", "with");
     let mut all = LOADS.map(|_| [Vec::new(), Vec::new()]);
     for round in 1..=args.rounds {
         for (load, seen) in LOADS.into_iter().zip(&mut all) {
@@ -119,8 +127,9 @@ fn measure(scene: &Scene, load: Load, on: bool, time: Duration) -> Result<Seen, 
         |sites: &[Site; 2]| {
             let before = processor_time()?;
             let rate = match load {
-                Load::Quic => datagrams::transfer(sites, time)?,
+                Load::Quic => datagrams::transfer(sites, Flow::Windowed, time)?,
                 Load::Tcp => scene.transfer(STREAMS, time)?,
+                Load::Small => datagrams::transfer(sites, Flow::Small, time)?,
             };
             let gigabytes = rate / 8.0 * time.as_secs_f64();
             Ok(Seen { rate, price: (processor_time()? - before).as_secs_f64() / gigabytes })
@@ -128,13 +137,20 @@ fn measure(scene: &Scene, load: Load, on: bool, time: Duration) -> Result<Seen, 
     )
 }
 
-/// That of an end.
+/// That of an end. The guards are those of a gateway, for which every packet is another host's.
 fn treatment(load: Load, on: bool) -> Treatment {
     let inner = [1, 2].map(|host| (IpAddr::from([10, 99, 0, host]), 30));
     match (load, on) {
         (_, false) => Treatment::default(),
-        (Load::Quic | Load::Tcp, true) => {
-            Treatment { coalesce_udp: true, own: OwnAddresses::new(inner), ..Treatment::default() }
+        (Load::Quic, true) => Treatment { coalesce_udp: true, own: OwnAddresses::new(inner), ..Treatment::default() },
+        (Load::Tcp | Load::Small, true) => {
+            let others = (0..PREFIXES).map(|n| (IpAddr::from([172, 16, n, 0]), 24));
+            let routes: Vec<_> = others.chain([(IpAddr::from([10, 99, 0, 0]), 16)]).collect();
+            Treatment {
+                sources: Some(SourceFilter::new(&[], &routes)),
+                returns: Some(Arc::new(Returns::new([3, 5, 7, 11]))),
+                ..Treatment::default()
+            }
         }
     }
 }
@@ -156,8 +172,8 @@ fn end_after(limit: Duration) {
 }
 
 fn show(name: &str, load: Load, seen: [Seen; 2]) {
-    let figures = seen.map(|Seen { rate, price }| format!("{:>24}", format!("{rate:.2} Gbit/s, {price:.2} s/GB")));
-    println!("{name:8}{:>12}{}", format!("{load:?}"), figures.concat());
+    let figures = seen.map(|Seen { rate, price }| format!("{:>32}", format!("{rate:.3} Gbit/s, {price:.2} s/GB")));
+    println!("{name:8}{:>8}{}", format!("{load:?}"), figures.concat());
 }
 
 /// The middle of each figure by itself.

@@ -292,6 +292,8 @@ fn drops(drops: &Drops) -> String {
         (drops.too_big, "too big"),
         (drops.congested, "congested"),
         (drops.source, "from a source outside routes"),
+        (drops.returned, "about to be sent back"),
+        (drops.looped, "own datagrams in a loop"),
     ];
     let some: Vec<String> =
         reasons.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();

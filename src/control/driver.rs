@@ -3,7 +3,7 @@
 //! The engine's order is kept: keys reach the ingress loop before the datagram that lets the peer use them. Nothing here
 //! waits but the one select; a datagram that cannot be sent now is lost, as on any wire.
 
-use super::drops;
+use super::drops::DropLog;
 use super::line::Line;
 use super::mtu::{Limits, Way};
 use super::ports::Ports;
@@ -121,6 +121,7 @@ pub(super) struct Driver {
 #[derive(Default)]
 pub(super) struct DriverState {
     story: Story,
+    drop_log: DropLog,
     problems: Problems,
     /// For when the state changed, when each direction's size was found, until when the link is damped, and since when it has its
     /// problem.
@@ -233,7 +234,11 @@ impl Driver {
                 self.link.handle_send_failure(now, path);
             }
             Woken::Mail(Message::TooBig { path }) => self.link.handle_too_big(now, path, None),
-            Woken::Mail(Message::ForeignSource { source, prefix }) => drops::foreign_source(source, prefix),
+            Woken::Mail(Message::ForeignSource { source, prefix }) => {
+                self.state.drop_log.foreign_source(source, prefix)
+            }
+            Woken::Mail(Message::Returned { destination }) => self.state.drop_log.returned(destination),
+            Woken::Mail(Message::Looped { path }) => self.state.drop_log.looped(now, path),
             Woken::Mail(Message::LoopDied { which, error }) => {
                 let interface = self.identity.interface.clone();
                 self.end(now, Err(RunError::LoopDied { which, interface, source: error }));

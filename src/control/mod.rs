@@ -58,8 +58,9 @@ use crate::dataplane::{Dataplane, Loop, Treatment};
 use crate::keys::secret::leaving_no_trace;
 use crate::os_error::in_words;
 use crate::packet::OwnAddresses;
+use crate::packet::returns::Returns;
 use crate::packet::source_filter::SourceFilter;
-use crate::protocol::crypto::CryptoFailure;
+use crate::protocol::crypto::{CryptoFailure, Entropy};
 use crate::protocol::link::{RekeyTimes, SetupError, WayParams};
 use crate::protocol::{Keys, Link, Params, Time};
 use crate::sys::clock::boottime_ns;
@@ -83,6 +84,7 @@ use resolver::{Ask, Resolver, listed};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::runtime;
@@ -350,7 +352,7 @@ async fn drive_with(
     let (dataplane, mailbox) = Dataplane::start_with(
         device,
         sockets,
-        treatment(&config),
+        treatment(&config)?,
         sender,
         receiver,
         link.levels(),
@@ -443,7 +445,7 @@ fn keys(config: &Config) -> Keys<'_> {
 }
 
 /// What the config means to the packet loops.
-fn treatment(config: &Config) -> Treatment {
+fn treatment(config: &Config) -> Result<Treatment, RunError> {
     let most = match config.link.mtu {
         Mtu::Fixed(mtu) => mtu,
         // What fits is what the interface has.
@@ -452,14 +454,23 @@ fn treatment(config: &Config) -> Treatment {
     let link = &config.link;
     let prefixes = |networks: &[IpNet]| networks.iter().map(|net| (net.addr(), net.prefix_len())).collect::<Vec<_>>();
     let addresses = prefixes(&link.addresses);
-    let filtered = link.source_filter && link.layer == Layer::Ip;
-    Treatment {
+    let is_ip = link.layer == Layer::Ip;
+    Ok(Treatment {
         dscp: config.local.dscp,
         clamp: link.mss_clamp.then_some(most),
         coalesce_udp: link.coalesce_udp,
-        sources: filtered.then(|| SourceFilter::new(&addresses, &prefixes(&link.routes))),
+        sources: (is_ip && link.source_filter).then(|| SourceFilter::new(&addresses, &prefixes(&link.routes))),
+        // On an Ethernet a bridge sees to it.
+        returns: if is_ip { Some(Arc::new(Returns::new(random()?))) } else { None },
         own: OwnAddresses::new(addresses),
-    }
+    })
+}
+
+/// Numbers that nobody can guess.
+fn random() -> Result<[u64; 4], RunError> {
+    let mut bytes = [[0; 8]; 4];
+    OsEntropy.fill(bytes.as_flattened_mut()).map_err(SetupError::from)?;
+    Ok(bytes.map(u64::from_ne_bytes))
 }
 
 fn params(config: &Config, options: Options, device: TunOffloads, ports: &Ports) -> Params {

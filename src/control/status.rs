@@ -290,6 +290,12 @@ pub struct Drops {
     /// Packets from the peer with a source that is outside `routes` and the link's own networks.
     #[serde(default)]
     pub source: u64,
+    /// Packets that came out of the link and were about to be sent back into it.
+    #[serde(default)]
+    pub returned: u64,
+    /// The link's own datagrams that a route sent into the link.
+    #[serde(default)]
+    pub looped: u64,
 }
 
 impl Status {
@@ -417,6 +423,8 @@ impl Moment<'_> {
                 too_big: self.drops.too_big.get(),
                 congested: self.drops.congested.get(),
                 source: self.drops.source.get(),
+                returned: self.drops.returned.get(),
+                looped: self.drops.looped.get(),
             },
             offloads: self.offloads.into(),
             sandbox: identity.sandbox.clone(),
@@ -700,7 +708,9 @@ mod tests {
     "no_session": 0,
     "too_big": 0,
     "congested": 0,
-    "source": 0
+    "source": 0,
+    "returned": 0,
+    "looped": 0
   },
   "offloads": {
     "vnet_hdr": true,

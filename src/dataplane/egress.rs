@@ -2,6 +2,7 @@
 //! fit one datagram go in pieces. Never a timer to fill a batch. Frames that are to wait do so in the device.
 
 use super::device::Device;
+use super::guard::Guard;
 use super::handoff::{Handoff, Inbox};
 use super::mailbox::Outbox;
 use super::turns::{Turn, Turns};
@@ -67,6 +68,7 @@ struct Outlet<S> {
     outbox: Outbox,
     /// Whether the local address of the path and of the second one was reported as bad since the last update.
     blamed: [bool; 2],
+    guard: Guard,
 }
 
 impl<S: Seal> Egress<S> {
@@ -79,6 +81,7 @@ impl<S: Seal> Egress<S> {
         traffic: Arc<Traffic>,
         outbox: Outbox,
     ) -> Self {
+        let guard = Guard::new(&treatment, levels.clone(), outbox.clone());
         let outlet = Outlet {
             sender,
             inbox: Inbox::new(handoff),
@@ -90,6 +93,7 @@ impl<S: Seal> Egress<S> {
             traffic,
             outbox,
             blamed: [false; 2],
+            guard,
         };
         Egress { device, staging: vec![0; NEAR + SUPER_PACKET].into(), outlet }
     }
@@ -98,6 +102,7 @@ impl<S: Seal> Egress<S> {
     /// goes out as soon as it is cut.
     fn read_frames(&mut self) -> io::Result<ControlFlow<(), bool>> {
         let mut any = false;
+        self.outlet.guard.begin_turn();
         while !self.outlet.sender.is_held() {
             let checksums = self.outlet.checksums();
             let Some(room) = self.outlet.batch.room() else { break };
@@ -110,6 +115,9 @@ impl<S: Seal> Egress<S> {
             }
             let bytes = if in_place { &mut near[..frame.length] } else { &mut self.staging[..frame.length] };
             let layer = self.device.layer();
+            if self.outlet.guard.refuses(layer, bytes, &self.outlet.inbox.sockets)? {
+                continue;
+            }
             let class = self.outlet.treatment.dscp.outer(marks::class(layer, bytes));
             self.outlet.treatment.clamp(layer, bytes, &self.outlet.levels, frame.header.checksum.is_some());
             match split::take(layer, &frame.header, bytes, checksums, LAYOUT.frame) {
@@ -225,10 +233,15 @@ impl<S: Seal> Outlet<S> {
     }
 
     fn take_updates(&mut self) -> ControlFlow<()> {
+        let mut changed = false;
         self.inbox.take(|update| {
             self.sender.apply(update);
-            self.blamed = [false; 2];
+            changed = true;
         })?;
+        if changed {
+            self.blamed = [false; 2];
+            self.guard.watch([self.sender.path(), self.sender.second()]);
+        }
         if self.sender.take_keepalive() {
             self.send_keepalive();
         }

@@ -213,22 +213,32 @@ impl<O: Open> Ingress<O> {
         true
     }
 
-    /// Whether a frame may go to the interface, by its source. Nothing is held against what is no packet: it is refused, and counted, further on.
+    /// Whether a frame may go to the interface, by its source. One that may is remembered, so that it does not come back from there.
+    /// Nothing is held against what is no packet: it is refused, and counted, further on.
     fn admits(&mut self, now: Time, frame: Range<usize>) -> bool {
-        let Some(sources) = &self.treatment.sources else { return true };
+        let Treatment { own, sources, returns, .. } = &self.treatment;
+        if sources.is_none() && returns.is_none() {
+            return true;
+        }
         let bytes = &self.buffer[frame];
         let network = self.device.layer().network(bytes).ok().flatten();
         let Some(addresses) = network.and_then(|network| Addresses::of(network, bytes)) else { return true };
         if self.last == Some(addresses) {
             return true;
         }
-        if !sources.admits(&addresses) {
+        if sources.as_ref().is_some_and(|sources| !sources.admits(&addresses)) {
             self.levels.drops.source.bump();
             let source = addresses.source();
             if let Some(prefix) = self.named.name(source, now.0) {
                 self.outbox.remark(Message::ForeignSource { source, prefix });
             }
             return false;
+        }
+        if let Some(returns) = returns
+            && !own.has_destination_of(&addresses)
+            && !own.is_for_many(&addresses)
+        {
+            returns.goes_out(&addresses, now.0);
         }
         self.last = Some(addresses);
         true

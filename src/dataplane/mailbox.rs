@@ -68,6 +68,18 @@ pub enum Message {
         /// The network it is taken to be of, and the length of its prefix.
         prefix: (IpAddr, u8),
     },
+    /// A packet came out of the link and was about to be sent back into it ([`crate::packet::returns`]): dropped, and said once a minute
+    /// at most.
+    Returned {
+        /// Whom it was for.
+        destination: IpAddr,
+    },
+    /// A route sends the link's own datagrams into the link ([`crate::packet::own_datagrams`]): they are dropped, and it is said once a
+    /// second at most.
+    Looped {
+        /// The path they were for.
+        path: Path,
+    },
     /// A loop ended by an error: the device is gone, say. The link is of no more use.
     LoopDied {
         /// Which of them.

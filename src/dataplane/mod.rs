@@ -16,6 +16,7 @@
 
 mod device;
 mod egress;
+mod guard;
 mod halves;
 mod handoff;
 mod ingress;
@@ -30,6 +31,7 @@ pub use sockets::MAX as MAX_SOCKETS;
 
 use crate::packet::Layout;
 use crate::packet::marks::Dscp;
+use crate::packet::returns::Returns;
 use crate::packet::source_filter::SourceFilter;
 use crate::packet::{Layer, OwnAddresses, mss};
 use crate::protocol::levels::{Counter, Levels};
@@ -95,6 +97,8 @@ pub struct Treatment {
     pub own: OwnAddresses,
     /// The sources that packets from the peer may have. `None`: any.
     pub sources: Option<SourceFilter>,
+    /// Where both loops see what came out of the link, so that it is not sent back into it. `None`: nothing is held to be.
+    pub returns: Option<Arc<Returns>>,
 }
 
 impl Treatment {

@@ -35,6 +35,11 @@ impl Sockets {
         self.0.iter()
     }
 
+    /// The UDP ports they are bound to.
+    pub(super) fn ports(&self) -> impl Iterator<Item = u16> {
+        self.0.iter().map(|(_, socket)| socket.port())
+    }
+
     /// The n-th socket, in the order they were opened.
     pub(super) fn at(&self, n: usize) -> Option<&(SocketId, Arc<UdpSocket>)> {
         self.0.get(n)

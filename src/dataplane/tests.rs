@@ -660,14 +660,88 @@ fn udp(from: ([u8; 4], u16), to: ([u8; 4], u16), number: u32) -> Vec<u8> {
     packet
 }
 
-/// The treatment at an end with 10.99.0.1.
+/// The treatment at an end with 10.99.0.1, which keeps in mind what came out of the link.
 fn guarded() -> Treatment {
     let addresses = [(IpAddr::from([10, 99, 0, 1]), 30)];
     Treatment {
         own: OwnAddresses::new(addresses),
         sources: Some(SourceFilter::new(&addresses, &[(IpAddr::from([10, 2, 0, 0]), 16)])),
+        returns: Some(Arc::new(Returns::new([1, 2, 3, 4]))),
         ..Treatment::default()
     }
+}
+
+#[test]
+fn the_links_own_datagrams_do_not_go_into_the_link_and_that_is_told_once_a_second() {
+    let mut line = Line::local();
+    let local = [127, 0, 0, 1];
+    let [a, b] = [&line.a, &line.b].map(|end| end.address.port());
+    for (n, (from, to)) in
+        [((local, a + 1), (local, b)), ((local, a), (local, b + 1)), ((local, a), ([127, 0, 0, 2], b))]
+            .into_iter()
+            .enumerate()
+    {
+        let other = udp(from, to, n as u32);
+        line.a.interface.send(&other).unwrap();
+        assert_eq!(line.b.frame(), other);
+    }
+    let started = Instant::now();
+    for n in 1..=200 {
+        line.a.interface.send(&udp((local, a), (local, b), n)).unwrap();
+        eventually("counted", || line.a.levels.drops.looped.get() == u64::from(n));
+    }
+    line.b.no_frame();
+    let told = line.a.path_to(line.b.address);
+    let mut times = 0;
+    while let Some(message) = line.a.message_within(MOMENT) {
+        assert!(matches!(message, Message::Looped { path } if path == told), "{message:?}");
+        times += 1;
+    }
+    assert!((1..=1 + started.elapsed().as_secs()).contains(&times), "told {times} times");
+    // On the second path too, and where there is none nothing is refused.
+    let paths = [EgressUpdate::Path(Some(line.a.path_to(line.b.address))), EgressUpdate::Second(Some(told))];
+    tell(&line.a, paths);
+    line.a.interface.send(&udp((local, a), (local, b), 0)).unwrap();
+    eventually("counted", || line.a.levels.drops.looped.get() == 201);
+}
+
+#[test]
+fn what_came_out_of_the_link_is_not_sent_back_into_it() {
+    let mut line = Line::between(End::start("127.0.0.1:0"), End::start_with("127.0.0.1:0", guarded()));
+    let (host, peer, own, nobody) = (([10, 2, 0, 9], 5), ([10, 99, 0, 2], 5), ([10, 99, 0, 1], 7), ([10, 99, 0, 0], 7));
+    let back_and_forth = |line: &Line, packet: &[u8]| {
+        line.a.interface.send(packet).unwrap();
+        assert_eq!(line.b.frame(), packet);
+        line.b.interface.send(packet).unwrap();
+    };
+    for (n, from) in [host, peer].into_iter().enumerate() {
+        back_and_forth(&line, &udp(from, nobody, 0));
+        eventually("counted", || line.b.levels.drops.returned.get() == n as u64 + 1);
+    }
+    let told = line.b.remarks();
+    assert!(
+        matches!(told[..], [Message::Returned { destination }] if destination == IpAddr::from(nobody.0)),
+        "once a minute: {told:?}"
+    );
+    // What was for this end, for many, or is an answer is not what came out.
+    for (out, back) in [
+        (udp(host, own, 1), udp(host, own, 1)),
+        (udp(host, ([239, 1, 1, 1], 7), 1), udp(host, ([239, 1, 1, 1], 7), 1)),
+        (udp(host, ([10, 99, 0, 3], 7), 1), udp(host, ([10, 99, 0, 3], 7), 1)),
+        (udp(host, nobody, 1), udp(nobody, host, 1)),
+        (udp(host, nobody, 1), udp(own, nobody, 1)),
+    ] {
+        line.a.interface.send(&out).unwrap();
+        assert_eq!(line.b.frame(), out);
+        line.b.interface.send(&back).unwrap();
+        assert_eq!(line.a.frame(), back);
+    }
+    // And one that came out long enough ago.
+    line.a.interface.send(&udp(host, nobody, 2)).unwrap();
+    line.b.frame();
+    thread::sleep(Duration::from_millis(1_100));
+    line.b.interface.send(&udp(host, nobody, 2)).unwrap();
+    assert_eq!(line.a.frame(), udp(host, nobody, 2));
 }
 
 #[test]

@@ -50,6 +50,10 @@ pub struct Drops {
     pub congested: Counter,
     /// User frames from the peer with a source it may not have.
     pub source: Counter,
+    /// User frames that came out of the link and were about to be sent back into it.
+    pub returned: Counter,
+    /// The link's own datagrams that a route sent into the link.
+    pub looped: Counter,
 }
 
 /// The levels of a whole link.

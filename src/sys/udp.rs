@@ -89,6 +89,7 @@ pub struct UdpSocket {
     door: Option<OwnedFd>,
     ties: Ties,
     is_v6: bool,
+    port: u16,
     /// The most datagrams the kernel takes in one message, as far as is known.
     run_limit: AtomicUsize,
     gro: AtomicBool,
@@ -117,7 +118,12 @@ impl UdpSocket {
         ties.apply(&fd)?;
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address)).map_err(at)?;
         let (run_limit, gro) = (AtomicUsize::new(PLAIN), AtomicBool::new(false));
-        Ok(UdpSocket { fd, door: None, ties: ties.clone(), is_v6: address.is_ipv6(), run_limit, gro })
+        let (ties, is_v6) = (ties.clone(), address.is_ipv6());
+        let mut socket = UdpSocket { fd, door: None, ties, is_v6, port: address.port(), run_limit, gro };
+        if let Ok(bound) = socket.local_addr() {
+            socket.port = bound.port();
+        }
+        Ok(socket)
     }
 
     /// Opens a socket on any address and a port of the kernel's choice: both families, or IPv4 alone where IPv6 is off.
@@ -140,6 +146,11 @@ impl UdpSocket {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         let name: SockaddrStorage = socket::getsockname(self.fd.as_raw_fd())?;
         socket_addr(&name).ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    /// The port it is bound to, as it was learned then.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Has each datagram carry this traffic class (TOS in IPv4) from now on, but for what is sent with another.
