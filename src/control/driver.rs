@@ -528,7 +528,7 @@ impl Driver {
             Err(error) => return warn!("staying with the UDP port there is: {error}"),
         };
         let used = self.link.status().path.map(|path| path.socket);
-        let (id, evicted) = self.ports.next(used);
+        let (id, evicted) = self.ports.next(used, &socket);
         if let Some(evicted) = evicted {
             self.dataplane.remove_socket(evicted);
         }

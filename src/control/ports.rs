@@ -71,6 +71,14 @@ struct Bound {
     there: bool,
     /// The interface's index, of which another interface with the same name knows nothing.
     index: Option<u32>,
+    /// The address and port it has, or had.
+    at: Option<SocketAddr>,
+}
+
+impl Bound {
+    fn new(socket: Option<&UdpSocket>, index: Option<u32>) -> Bound {
+        Bound { there: socket.is_some(), index, at: socket.and_then(|socket| socket.local_addr().ok()) }
+    }
 }
 
 /// The port of one of config's paths.
@@ -88,7 +96,7 @@ fn path_ports(paths: &[PathConfig], usual: &Place) -> Vec<PathPort> {
         name: path.name.clone(),
         place: Place::of(path, usual),
         socket: if path.interface.is_some() || path.local.is_some() { SocketId(n) } else { FIRST },
-        bound: Bound { there: true, index: None },
+        bound: Bound { there: true, ..Bound::default() },
         reopened: None,
     };
     paths.iter().zip(0..).map(port).collect()
@@ -122,14 +130,12 @@ type Links = BTreeMap<String, u32>;
 
 pub(super) struct Ports {
     usual: Place,
-    /// Of a link without paths.
-    bound: Bound,
     /// What is asked of each socket.
     wish: UdpOffloads,
     /// The traffic class of what is not user data.
     class: u8,
     /// Of a link without paths.
-    open: Vec<SocketId>,
+    open: Vec<(SocketId, Bound)>,
     /// One for each of config's, in its order.
     paths: Vec<PathPort>,
 }
@@ -144,7 +150,7 @@ impl Ports {
         let usual = Place::usual(config);
         let paths = path_ports(&config.paths, &usual);
         let class = config.local.dscp.own();
-        let mut ports = Ports { usual, bound: Bound::default(), wish, class, open: vec![FIRST], paths };
+        let mut ports = Ports { usual, wish, class, open: vec![(FIRST, Bound::default())], paths };
         let opened = match ports.paths.is_empty() {
             true => ports.open_first(links)?,
             false => ports.open_paths(links)?,
@@ -154,7 +160,7 @@ impl Ports {
 
     fn open_first(&mut self, links: &Links) -> Result<Vec<Opened>, RunError> {
         let socket = self.bind(&self.usual);
-        self.bound = Bound { there: socket.is_ok(), index: index_of(&self.usual, links) };
+        self.open = vec![(FIRST, Bound::new(socket.as_ref().ok(), index_of(&self.usual, links)))];
         match socket {
             Ok(socket) => Ok(vec![(FIRST, socket)]),
             Err(error) if may_pass(&error) => {
@@ -170,7 +176,7 @@ impl Ports {
         for way in self.with_own() {
             let socket = self.bind(&self.paths[way].place);
             let path = &mut self.paths[way];
-            path.bound = Bound { there: socket.is_ok(), index: index_of(&path.place, links) };
+            path.bound = Bound::new(socket.as_ref().ok(), index_of(&path.place, links));
             match socket {
                 Ok(socket) => opened.push((path.socket, socket)),
                 Err(error) if may_pass(&error) => {
@@ -183,13 +189,17 @@ impl Ports {
         Ok(opened)
     }
 
-    /// Opens what was waited for, now that these interfaces are there, and what is bound to an interface that was made anew.
+    /// Opens what was waited for, now that these interfaces are there, and what is bound to an interface that was made anew: on the
+    /// port it had, which a firewall on the way may know.
     pub(super) fn sync(&mut self, links: &Links) -> Vec<Opened> {
         if self.paths.is_empty() {
-            let (place, mut bound) = (self.usual.clone(), self.bound);
-            let opened = self.sync_one("the link's socket", &place, &mut bound, links);
-            self.bound = bound;
-            return opened.map(|socket| (FIRST, socket)).into_iter().collect();
+            let mut open = std::mem::take(&mut self.open);
+            let sync = |(id, bound): &mut (SocketId, Bound)| {
+                self.sync_one("the link's socket", &self.usual, bound, links).map(|socket| (*id, socket))
+            };
+            let opened = open.iter_mut().filter_map(sync).collect();
+            self.open = open;
+            return opened;
         }
         let mut opened = Vec::new();
         for way in self.with_own() {
@@ -213,9 +223,9 @@ impl Ports {
         if bound.there && bound.index == index {
             return None;
         }
-        match self.bind(place) {
+        match self.bind_again(place, bound.at) {
             Ok(socket) => {
-                *bound = Bound { there: true, index };
+                *bound = Bound::new(Some(&socket), index);
                 info!("{what} is bound again: {}", place.in_words());
                 Some(socket)
             }
@@ -226,10 +236,19 @@ impl Ports {
         }
     }
 
+    /// Binds there, at the address it had before if that is free.
+    fn bind_again(&self, place: &Place, before: Option<SocketAddr>) -> Result<UdpSocket, BindError> {
+        let same = before.map(|_| self.bind(&Place { address: before, ..place.clone() }));
+        match same {
+            Some(Ok(socket)) => Ok(socket),
+            _ => self.bind(place),
+        }
+    }
+
     /// The sockets whose datagrams leave as the routing table says.
     pub(super) fn untied(&self) -> Vec<SocketId> {
         if self.paths.is_empty() {
-            return if self.usual.ties.interface.is_none() { self.open.clone() } else { Vec::new() };
+            return if self.usual.ties.interface.is_none() { self.open_ids().collect() } else { Vec::new() };
         }
         let free = |way: &usize| self.paths[*way].place.ties.interface.is_none();
         self.with_own().into_iter().filter(free).map(|way| self.paths[way].socket).collect()
@@ -318,6 +337,9 @@ impl Ports {
         let bound = self.bind(&self.paths[first].place);
         let path = &mut self.paths[first];
         let was_there = std::mem::replace(&mut path.bound.there, !bound.as_ref().is_err_and(may_pass));
+        if let Ok(socket) = &bound {
+            path.bound.at = socket.local_addr().ok();
+        }
         match &bound {
             Ok(_) if !was_there => info!("path {} is there now", path.name),
             Err(error) if may_pass(error) && was_there => {
@@ -332,26 +354,31 @@ impl Ports {
     /// Opens another of the same families and address, at a port of the kernel's choice. `None` while the interface or address it
     /// belongs to is waited for.
     pub(super) fn open_another(&self) -> Result<Option<UdpSocket>, BindError> {
-        if !self.bound.there {
+        if !self.open.iter().any(|(_, bound)| bound.there) {
             return Ok(None);
         }
         let address = self.usual.address.map(|address| SocketAddr::new(address.ip(), 0));
         self.bind(&Place { address, ..self.usual.clone() }).map(Some)
     }
 
-    /// A number for another socket, and the one that must make room for it, which is never `used` nor the one that
+    /// A number for another `socket`, and the one that must make room for it, which is never `used` nor the one that
     /// config asks for.
-    pub(super) fn next(&mut self, used: Option<SocketId>) -> (SocketId, Option<SocketId>) {
+    pub(super) fn next(&mut self, used: Option<SocketId>, socket: &UdpSocket) -> (SocketId, Option<SocketId>) {
         let mut evicted = None;
         if self.open.len() >= MAX_SOCKETS
-            && let Some(oldest) = self.open.iter().position(|id| self.can_go(*id, used))
+            && let Some(oldest) = self.open.iter().position(|(id, _)| self.can_go(*id, used))
         {
-            evicted = Some(self.open.remove(oldest));
+            evicted = Some(self.open.remove(oldest).0);
         }
-        let free = |id: &SocketId| !self.open.contains(id) && evicted != Some(*id);
+        let free = |id: &SocketId| !self.open_ids().any(|open| open == *id) && evicted != Some(*id);
         let id = (0..=u8::MAX).map(SocketId).find(free).unwrap_or(SocketId(u8::MAX));
-        self.open.push(id);
+        let index = self.open.first().and_then(|(_, bound)| bound.index);
+        self.open.push((id, Bound::new(Some(socket), index)));
         (id, evicted)
+    }
+
+    fn open_ids(&self) -> impl Iterator<Item = SocketId> + '_ {
+        self.open.iter().map(|(id, _)| *id)
     }
 
     /// Takes the numbers that can go, now that the line uses `used`: none of those that are paths'.
@@ -359,8 +386,8 @@ impl Ports {
         if !self.paths.is_empty() {
             return Vec::new();
         }
-        let (gone, kept) = self.open.iter().partition(|id| self.can_go(**id, Some(used)));
-        self.open = kept;
+        let gone: Vec<_> = self.open_ids().filter(|id| self.can_go(*id, Some(used))).collect();
+        self.open.retain(|(id, _)| !gone.contains(id));
         gone
     }
 
@@ -421,26 +448,26 @@ mod tests {
 
     #[test]
     fn others_go_when_one_is_used_but_never_the_configured_one() {
-        let (mut ports, _socket) = plain(Some(LISTEN));
-        assert_eq!(ports.next(None), (SocketId(1), None));
-        assert_eq!(ports.next(None), (SocketId(2), None));
+        let (mut ports, socket) = plain(Some(LISTEN));
+        assert_eq!(ports.next(None, &socket), (SocketId(1), None));
+        assert_eq!(ports.next(None, &socket), (SocketId(2), None));
         assert_eq!(ports.take_needless(SocketId(2)), ids(&[1]));
-        assert_eq!(ports.next(Some(SocketId(2))), (SocketId(1), None), "a freed number is used again");
+        assert_eq!(ports.next(Some(SocketId(2)), &socket), (SocketId(1), None), "a freed number is used again");
         assert_eq!(ports.take_needless(SocketId(0)), ids(&[2, 1]));
 
-        let (mut ports, _socket) = plain(None);
-        ports.next(None);
+        let (mut ports, socket) = plain(None);
+        ports.next(None, &socket);
         assert_eq!(ports.take_needless(SocketId(1)), ids(&[0]));
     }
 
     #[test]
     fn there_is_room_for_one_more_always() {
-        let (mut ports, _socket) = plain(Some(LISTEN));
-        let used = ports.next(None).0;
+        let (mut ports, socket) = plain(Some(LISTEN));
+        let used = ports.next(None, &socket).0;
         for _ in 0..1_000 {
-            ports.next(Some(used));
+            ports.next(Some(used), &socket);
             assert!(ports.open.len() <= MAX_SOCKETS);
-            assert!(ports.open.contains(&used) && ports.open.contains(&FIRST));
+            assert!([used, FIRST].iter().all(|id| ports.open_ids().any(|open| open == *id)));
         }
     }
 
