@@ -109,6 +109,19 @@ fn a_recorded_knock_sent_again_makes_nobody_complain() {
     assert_eq!(lost(&world, B, false), 0, "one datagram is no caller");
 }
 
+#[test]
+fn somebody_who_copies_a_callers_knocks_is_not_named_in_its_place() {
+    let mut world = a_opens();
+    world.decide(|flight| if flight.sender == B { Fate::Drop } else { Fate::Pass });
+    for _ in 0..100 {
+        world.run(ms(200));
+        let knock = world.logged(A, Kind::Knock).pop().unwrap();
+        world.give(B, stranger(), &knock.bytes);
+    }
+    assert!(lost(&world, B, false) > 0);
+    assert_eq!(world.ends[B].said(|e| matches!(e, Event::AnswersLost { peer, .. } if *peer == stranger())), 0);
+}
+
 /// How often an end made this of a cold-open datagram.
 fn cold(world: &World, end: usize, kind: Kind, step: ColdStep) -> usize {
     world.ends[end].said(|e| matches!(e, Event::Cold { kind: k, step: s, .. } if (*k, *s) == (kind, step)))

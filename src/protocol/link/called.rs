@@ -3,7 +3,10 @@
 
 use super::{Event, Link};
 use crate::protocol::{Time, constants::*, control::State, wire::Kind};
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 /// So long nothing arrives, or no answer does, before it is said.
 const PATIENCE: Duration = KNOCK_AGE;
@@ -17,6 +20,7 @@ const REMEMBERED: usize = 4;
 
 /// Whoever has the peer's key and gets no further.
 struct Caller {
+    at: IpAddr,
     since: Time,
     last: Time,
     /// It got a Challenge, and an Init of its was answered too.
@@ -69,8 +73,13 @@ impl Link {
         if self.liveness.state == State::Up {
             return;
         }
-        let known = self.called.caller.take().filter(|caller| now.since(caller.last) < GAP);
-        let mut caller = known.unwrap_or(Caller { since: now, last: now, responded: false, told: None });
+        let at = peer.ip();
+        let fresh = |caller: &Caller| now.since(caller.last) < GAP;
+        if self.called.caller.as_ref().is_some_and(|caller| caller.at != at && fresh(caller)) {
+            return; // somebody else may have copied what the caller sends
+        }
+        let known = self.called.caller.take().filter(fresh);
+        let mut caller = known.unwrap_or(Caller { at, since: now, last: now, responded: false, told: None });
         caller.last = now;
         caller.responded |= kind == Kind::Init;
         // One nonce is answered for that long: whoever is answered for longer is no recorded knock.
