@@ -169,11 +169,11 @@ async fn find_bridge(netlink: &Netlink, name: &str) -> Result<u32, RunError> {
 /// The Ethernet address of an end's interface: the same after each start, another one at each end and for each interface. It
 /// says nothing that the public key does not.
 ///
-/// Locally administered (IEEE 802 §8.4), and above all others: a bridge takes the lowest of its ports' addresses for its own,
-/// and would change it with a lower one.
+/// Locally administered (IEEE 802 §8.4), and above all others but for one in 16,384 of those that the kernel makes at random: a bridge
+/// takes the lowest of its ports' addresses for its own, and would change it with a lower one.
 fn hardware_address(own: &PublicKey, interface: &str) -> [u8; 6] {
-    let [a, b, c, d, e, ..] = sha256(&[b"tieline v1 ethernet address", own.as_bytes(), interface.as_bytes()]);
-    [0xFE, a, b, c, d, e]
+    let [a, b, c, d, ..] = sha256(&[b"tieline v1 ethernet address", own.as_bytes(), interface.as_bytes()]);
+    [0xFE, 0xFF, a, b, c, d]
 }
 
 /// The longest UDP datagram over IPv4, which is what one segmented send may come to.
