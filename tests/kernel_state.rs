@@ -421,6 +421,50 @@ scenario!(
     }
 );
 
+scenario!(
+    /// Rules that come before the link's own may send its datagrams into the link, by their destination or by a mark that a firewall sets.
+    /// Nothing is sent there, and the log and the status say what does it, until it ends.
+    a_rule_that_leads_the_links_datagrams_into_it_is_named,
+    90,
+    {
+        if !nft::is_there() {
+            return;
+        }
+        // With a carrier that follows the peer, the route would come and go with it.
+        let (lab, _router) = sites(&format!("{ROUTES}carrier = \"always\"\n"));
+        let network = &lab.right.network;
+        count_loops(network);
+        nft::load(
+            network,
+            "table ip marks { chain out { type route hook output priority mangle; udp sport 7311 meta mark set 0x99\n}\n}",
+        );
+        let (_left, right) = lab.up();
+        let peer = lab.left.outer[0].to_string();
+        let problem = |right: &End| right.status()["problem"].clone();
+        for (rule, words) in [
+            (format!("to {peer} lookup 100"), ["0.0.0.0/0 in table 100", &peer]),
+            ("fwmark 0x99 lookup 100".into(), ["firewall's mark", &peer]),
+        ] {
+            lab.right.ping_all(lab.left.inner[0]);
+            assert_eq!(problem(&right)["code"], serde_json::Value::Null);
+            let before = nft::counted(network, "looped");
+            sh(network, &format!("ip route add default dev tl-right table 100; ip rule add pref 100 {rule}"));
+            let named = || {
+                let found = problem(&right);
+                found["code"] == "route-covers-peer" && words.iter().all(|word| found["text"].as_str().unwrap().contains(word))
+            };
+            wait_until("the problem", PATIENCE, named);
+            right.wait_for_log(&words, PATIENCE);
+            let sent = nft::counted(network, "looped") - before;
+            println!("{rule}: {sent} of the link's own datagrams");
+            assert!(sent < 500, "a loop: {sent} datagrams");
+            sh(network, &format!("ip rule del pref 100 {rule}; ip route flush table 100"));
+            wait_until("no problem", PATIENCE, || problem(&right).is_null());
+            right.wait_for_state("up");
+        }
+    }
+);
+
 /// Waits until the interface has its MTU and its addresses, and says how long that took.
 fn mtu_comes_back(network: &NetNs, mtu: u32) -> Duration {
     let since = Instant::now();

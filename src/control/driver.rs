@@ -186,6 +186,7 @@ impl Driver {
             self.show_line(now);
             self.note_interface(now);
             self.note_same_key(now);
+            self.note_loop(now);
             if std::mem::take(&mut self.state.look_again) {
                 inlets.resolver.look_again();
             }
@@ -238,7 +239,11 @@ impl Driver {
                 self.state.drop_log.foreign_source(source, prefix)
             }
             Woken::Mail(Message::Returned { destination }) => self.state.drop_log.returned(destination),
-            Woken::Mail(Message::Looped { path }) => self.state.drop_log.looped(now, path),
+            Woken::Mail(Message::Looped { path }) => {
+                let peer = path.peer.ip().to_canonical();
+                let known = self.seen.borrow().covered.contains_key(&peer);
+                self.state.drop_log.looped(now, peer, known);
+            }
             Woken::Mail(Message::LoopDied { which, error }) => {
                 let interface = self.identity.interface.clone();
                 self.end(now, Err(RunError::LoopDied { which, interface, source: error }));
@@ -426,6 +431,15 @@ impl Driver {
         match self.link.status().same_key {
             Some(known) => self.state.problems.set(Code::SameKeyTwice, same_key(&known), now),
             None => self.state.problems.clear(Code::SameKeyTwice),
+        }
+    }
+
+    /// Whether a route leads the link's own datagrams into a link.
+    fn note_loop(&self, now: Time) {
+        let covered = self.seen.borrow().covered.first_key_value().map(|(peer, cover)| cover.in_words(*peer));
+        match covered.or_else(|| self.state.drop_log.loop_at(now)) {
+            Some(text) => self.state.problems.set(Code::RouteCoversPeer, text, now),
+            None => self.state.problems.clear(Code::RouteCoversPeer),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::sys::netlink::view::{LinkState, Packet, Taken, protocol_name};
 use crate::sys::netlink::{Netlink, NetlinkError};
 use desired::{Desired, State};
 pub(super) use detour::GROUP;
-use detour::{Detours, Uplinks};
+use detour::{Cover, Detours, Uplinks};
 use ipnet::IpNet;
 use restore::{Item, Restorer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,7 +75,7 @@ pub(super) struct Seen {
     /// The peers that may be sent to: their datagrams enter no link.
     pub(super) admitted: Arc<BTreeSet<IpAddr>>,
     /// The peers that only a link leads to, and the route that does.
-    pub(super) covered: BTreeMap<IpAddr, IpNet>,
+    pub(super) covered: BTreeMap<IpAddr, Cover>,
 }
 
 /// Keeps the kernel's tables as the link needs them.
@@ -467,15 +467,21 @@ impl Reconciler {
     }
 
     /// Looks where datagrams to the peers leave now.
-    async fn follow_peers(&mut self, links: &[LinkState], detours: Detours) {
+    async fn follow_peers(&mut self, links: &[LinkState], Detours { mut covered, .. }: Detours) {
         let outs = self.out_indexes(links);
+        let uplinks = Uplinks { links, outs: &outs, mark: self.mark };
         let port = self.wanted.ports.first().copied();
         let mut taken = BTreeMap::new();
         for peer in &self.wanted.peers {
             for out in &outs {
                 let packet = Packet { to: *peer, mark: self.mark, out: *out, port };
-                if let Ok(route) = self.netlink.route_of(packet).await {
-                    taken.entry(*peer).or_insert(route);
+                let Ok(route) = self.netlink.route_of(packet).await else { continue };
+                taken.entry(*peer).or_insert(route);
+                // Somebody else's rule may come before the link's own.
+                if uplinks.is_link(route.oif)
+                    && let Ok((network, table)) = self.netlink.entry_of(packet).await
+                {
+                    covered.entry(*peer).or_insert(Cover { network, table });
                 }
             }
         }
@@ -486,24 +492,21 @@ impl Reconciler {
         // A peer that is out of reach for a moment may come back by another way.
         self.taken.retain(|peer, _| self.wanted.peers.contains(peer));
         self.taken.extend(taken);
-        if detours.covered != self.seen.covered {
-            self.tell_covered(&detours.covered);
-            self.seen.covered = detours.covered;
+        if covered != self.seen.covered {
+            self.tell_covered(&covered);
+            self.seen.covered = covered;
         }
         if *self.seen.admitted != self.wanted.peers {
             self.seen.admitted = Arc::new(self.wanted.peers.clone());
         }
     }
 
-    fn tell_covered(&self, covered: &BTreeMap<IpAddr, IpNet>) {
-        for (peer, network) in covered {
-            warn!(
-                "the route to {network} leads the link's own datagrams to {peer} into a link, and there is no other route to it: \
-                 nothing is sent there; add a route to {peer} by an uplink, or take {network} out of `routes`"
-            );
+    fn tell_covered(&self, covered: &BTreeMap<IpAddr, Cover>) {
+        for (peer, cover) in covered.iter().filter(|(peer, cover)| self.seen.covered.get(*peer) != Some(*cover)) {
+            warn!("{}", cover.in_words(*peer));
         }
-        for (peer, network) in self.seen.covered.iter().filter(|(peer, _)| !covered.contains_key(*peer)) {
-            info!("there is a route to {peer} past the one to {network} now");
+        for (peer, cover) in self.seen.covered.iter().filter(|(peer, _)| !covered.contains_key(*peer)) {
+            info!("there is a route to {peer} past the one to {} now", cover.network);
         }
     }
 

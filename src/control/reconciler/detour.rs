@@ -5,7 +5,7 @@
 //! of its own, copied from the best route of the main table that leads into no link.
 
 use super::desired::State;
-use crate::sys::netlink::own::Target;
+use crate::sys::netlink::own::{MAIN, Target};
 use crate::sys::netlink::rules::MARK;
 use crate::sys::netlink::view::{LinkState, MainRoute, Packet};
 use crate::sys::netlink::{Netlink, NetlinkError};
@@ -24,7 +24,32 @@ pub(super) struct Detours {
     /// The peers that need routes of their own.
     pub(super) peers: BTreeMap<IpAddr, Vec<Target>>,
     /// The peers that only a link leads to, and the route that does.
-    pub(super) covered: BTreeMap<IpAddr, IpNet>,
+    pub(super) covered: BTreeMap<IpAddr, Cover>,
+}
+
+/// A route that leads a link's own datagrams into a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::control) struct Cover {
+    /// Where it leads, as the table has it.
+    pub(super) network: IpNet,
+    pub(super) table: u32,
+}
+
+impl Cover {
+    /// What is wrong, and what to do, for the peer with this address.
+    pub(in crate::control) fn in_words(&self, peer: IpAddr) -> String {
+        let Cover { network, table } = self;
+        if *table == MAIN {
+            return format!(
+                "the route to {network} leads the link's own datagrams to {peer} into a link, and there is no other route to it: \
+                 nothing is sent there; add a route to {peer} by an uplink, or take {network} out of `routes`"
+            );
+        }
+        format!(
+            "the route to {network} in table {table} leads the link's own datagrams to {peer} into a link: nothing is sent there; \
+             take it out, or have the rule that leads to table {table} (ip rule) leave out {peer}"
+        )
+    }
 }
 
 impl Detours {
@@ -45,7 +70,7 @@ pub(super) struct Uplinks<'a> {
 }
 
 impl Uplinks<'_> {
-    fn is_link(&self, index: u32) -> bool {
+    pub(super) fn is_link(&self, index: u32) -> bool {
         self.links.iter().any(|link| link.index == index && link.group == GROUP)
     }
 
@@ -62,7 +87,7 @@ impl Uplinks<'_> {
             }
             let routes = netlink.main_routes(*peer).await?;
             let into_links = |route: &&MainRoute| route.is_own() || route.oif.is_some_and(|oif| self.is_link(oif));
-            let cover = routes.iter().find(into_links).map(|route| route.network);
+            let cover = routes.iter().find(into_links).map(|route| Cover { network: route.network, table: MAIN });
             if self.goes_straight(netlink, *peer, Some(MARK)).await {
                 detours.needed = true;
             } else if let Some(cover) = cover {

@@ -7,7 +7,9 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType,
+};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An interface.
@@ -115,18 +117,34 @@ impl Netlink {
     /// # Errors
     /// `ENETUNREACH`, `EHOSTUNREACH` and their like if there is none.
     pub async fn route_of(&self, packet: Packet) -> Result<Taken, NetlinkError> {
+        let found = self.ask_for(packet, RouteFlags::empty()).await?;
+        let (oif, gateway) = next_hops(&found).first().copied().unwrap_or_default();
+        Ok(Taken { oif, gateway, source: source(&found) })
+    }
+
+    /// The entry of the routing tables by which a packet takes its route: the network, and the table.
+    ///
+    /// # Errors
+    /// `ENETUNREACH`, `EHOSTUNREACH` and their like if there is none.
+    pub async fn entry_of(&self, packet: Packet) -> Result<(IpNet, u32), NetlinkError> {
+        let found = self.ask_for(packet, RouteFlags::FibMatch | RouteFlags::LookupTable).await?;
+        let (network, table) = destination(&found);
+        let network = IpNet::new(network, found.header.destination_prefix_length);
+        Ok((network.unwrap_or_else(|_| IpNet::from(packet.to)), table))
+    }
+
+    async fn ask_for(&self, packet: Packet, flags: RouteFlags) -> Result<RouteMessage, NetlinkError> {
         let to = packet.to.to_canonical();
-        let action = || format!("looking for the route to {to}");
         let mut query = route_query(to);
+        query.header.flags |= flags;
         query.attributes.extend(packet.mark.map(RouteAttribute::Mark));
         query.attributes.extend(packet.out.map(RouteAttribute::Oif));
         if let Some(port) = packet.port {
             query.attributes.push(RouteAttribute::IpProto(libc::IPPROTO_UDP as u8));
             query.attributes.push(RouteAttribute::Sport(port));
         }
-        let found = one(self.handle.route().get(query).execute().try_next().await, action)?;
-        let (oif, gateway) = next_hops(&found).first().copied().unwrap_or_default();
-        Ok(Taken { oif, gateway, source: source(&found) })
+        let found = self.handle.route().get(query).execute().try_next().await;
+        one(found, || format!("looking for the route to {to}"))
     }
 
     /// The routes of the main table that a packet to `to` could take, the one it does take first: longest prefix, then lowest metric.
@@ -169,29 +187,37 @@ impl MainRoute {
     }
 }
 
-fn main_route(message: &RouteMessage) -> Option<MainRoute> {
+/// The network that a route leads to, without its length, and the table.
+fn destination(message: &RouteMessage) -> (IpAddr, u32) {
     let mut table = u32::from(message.header.table);
     let mut network = match message.header.address_family {
         AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
     };
-    let mut metric = 0;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Priority(number) => metric = *number,
             RouteAttribute::Destination(RouteAddress::Inet(v4)) => network = IpAddr::V4(*v4),
             RouteAttribute::Destination(RouteAddress::Inet6(v6)) => network = IpAddr::V6(*v6),
             _ => {}
         }
     }
+    (network, table)
+}
+
+fn main_route(message: &RouteMessage) -> Option<MainRoute> {
+    let (network, table) = destination(message);
+    let metric = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(number) => Some(*number),
+        _ => None,
+    });
     if table != MAIN || !matches!(message.header.kind, RouteType::Unicast | RouteType::Unreachable) {
         return None;
     }
     let hop = next_hops(message).first().copied().filter(|_| message.header.kind == RouteType::Unicast);
     Some(MainRoute {
         network: IpNet::new(network, message.header.destination_prefix_length).ok()?,
-        metric,
+        metric: metric.unwrap_or(0),
         protocol: protocol_number(message.header.protocol),
         oif: hop.map(|(oif, _)| oif),
         gateway: hop.and_then(|(_, gateway)| gateway).or_else(|| gateway(&message.attributes)),
@@ -325,6 +351,11 @@ mod tests {
             ] {
                 let taken = netlink.route_of(packet).await.unwrap();
                 assert_eq!(taken.source, Some(source.parse().unwrap()), "{packet:?}");
+            }
+            let entries = [(plain, "10.0.0.0/8", MAIN), (Packet { mark: Some(7), ..plain }, "10.0.0.0/8", 7)];
+            let other = Packet { to: "192.0.9.9".parse().unwrap(), ..plain };
+            for (packet, network, table) in entries.into_iter().chain([(other, "0.0.0.0/0", MAIN)]) {
+                assert_eq!(netlink.entry_of(packet).await.unwrap(), (network.parse().unwrap(), table), "{packet:?}");
             }
             netlink.route_of(Packet { to: "fd00::1".parse().unwrap(), ..plain }).await.unwrap_err();
         });
