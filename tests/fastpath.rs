@@ -101,7 +101,7 @@ fn forward(near: Wire, arguments: [&[&'static str]; 2]) {
 fn dropped(ends: [&End<'_>; 2]) -> [Value; 2] {
     ends.map(|end| {
         end.wait_for_state("up");
-        end.status()["drops"].clone()
+        end.drops()
     })
 }
 

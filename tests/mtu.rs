@@ -291,7 +291,7 @@ scenario!(
                 let (left, right) = lab.up();
                 [&left, &right].into_iter().for_each(|end| wait_for(end, way as u64 - 60, way as u64 - 60, PATIENCE));
                 assert_eq!((lab.left.interface_mtu(), lab.right.interface_mtu()), (mtu, mtu));
-                let before = [&left, &right].map(|end| end.status()["drops"].clone());
+                let before = [&left, &right].map(End::drops);
                 for family in [0, 1] {
                     transfer(&lab.left, &lab.right, lab.right.inner[family], 20 * MB, |_| {});
                     transfer(&lab.right, &lab.left, lab.left.inner[family], 20 * MB, |_| {});
@@ -306,7 +306,7 @@ scenario!(
                     );
                     assert!(came > 490, "{came} of 500 datagrams came");
                 }
-                assert_eq!([&left, &right].map(|end| end.status()["drops"].clone()), before);
+                assert_eq!([&left, &right].map(End::drops), before);
             }
         }
     }
@@ -330,12 +330,12 @@ scenario!(
             let (left, right) = lab.up();
             let fits = u64::from(cable) - 60;
             [&left, &right].into_iter().for_each(|end| wait_for(end, fits, fits, PATIENCE));
-            let before = [&left, &right].map(|end| end.status()["drops"].clone());
+            let before = [&left, &right].map(End::drops);
             for family in [0, 1] {
                 transfer(&lab.left, &lab.right, lab.right.inner[family], 100 * MB, |_| {});
                 transfer(&lab.right, &lab.left, lab.left.inner[family], 100 * MB, |_| {});
             }
-            assert_eq!([&left, &right].map(|end| end.status()["drops"].clone()), before);
+            assert_eq!([&left, &right].map(End::drops), before);
         }
     }
 );

@@ -558,13 +558,23 @@ scenario!(status_has_every_field_of_version_1, 40, {
     for field in ["since", "session/noise", "session/cipher"] {
         assert!(at(&status, field).is_string(), "{field}: {status}");
     }
-    for field in ["session/age_s", "path/rtt_ms", "path/jitter_ms", "path/tx/loss_ratio", "path/rx/loss_ratio"] {
+    for field in [
+        "session/age_s",
+        "path/rtt_ms",
+        "path/jitter_ms",
+        "path/tx/loss_ratio",
+        "path/rx/loss_ratio",
+        "path/rx/dropped_ratio",
+    ] {
         assert!(at(&status, field).is_f64(), "{field}: {status}");
     }
     for field in ["session/epoch", "path/tx/packets", "path/tx/bytes", "path/rx/packets", "path/rx/bytes"] {
         assert!(at(&status, field).as_u64() > Some(0), "{field}: {status}");
     }
-    for reason in ["replayed", "unauthentic", "malformed", "no_session", "too_big", "congested"] {
+    let link = ["replayed", "unauthentic", "malformed", "no_session", "too_big", "congested", "socket_send"];
+    let interface = ["queue", "no_carrier", "down", "invalid", "write", "receive"];
+    let interface = interface.map(|reason| format!("interface_{reason}"));
+    for reason in link.into_iter().chain(interface.iter().map(String::as_str)) {
         assert!(at(&status, &format!("drops/{reason}")).is_u64(), "{reason}: {status}");
     }
 });

@@ -259,6 +259,9 @@ fn traffic(traffic: &Traffic) -> String {
     if let Some(loss) = traffic.loss_ratio {
         let _ = write!(text, ", {:.1} % lost lately", loss * 100.0);
     }
+    if let Some(dropped) = traffic.dropped_ratio.filter(|dropped| *dropped > 0.0) {
+        let _ = write!(text, ", {:.1} % dropped by this end lately", dropped * 100.0);
+    }
     if let (Some(mtu), Some(since)) = (traffic.mtu, &traffic.mtu_since) {
         let _ = write!(text, ", mtu {mtu} since {since}");
     }
@@ -294,6 +297,13 @@ fn drops(drops: &Drops) -> String {
         (drops.source, "from a source outside routes"),
         (drops.returned, "about to be sent back"),
         (drops.looped, "own datagrams in a loop"),
+        (drops.socket_send, "not taken by the socket"),
+        (drops.interface_queue, "by the interface's full queue"),
+        (drops.interface_no_carrier, "without a carrier"),
+        (drops.interface_down, "with the interface down"),
+        (drops.interface_invalid, "refused by the interface as invalid"),
+        (drops.interface_write, "refused by the interface"),
+        (drops.interface_receive, "by the kernel behind the interface"),
     ];
     let some: Vec<String> =
         reasons.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}")).collect();
@@ -310,6 +320,7 @@ mod tests {
             packets,
             bytes,
             loss_ratio,
+            dropped_ratio: Some(0.0),
             mtu: Some(mtu),
             mtu_since: Some("2026-01-02T03:04:06Z".into()),
         };
@@ -379,7 +390,8 @@ tl0 (hq): up since 2026-01-02T03:04:05Z
 
     #[test]
     fn a_link_that_is_down_shows_only_what_is_known() {
-        let nothing = Traffic { packets: 0, bytes: 0, loss_ratio: None, mtu: None, mtu_since: None };
+        let nothing =
+            Traffic { packets: 0, bytes: 0, loss_ratio: None, dropped_ratio: None, mtu: None, mtu_since: None };
         let status = Status {
             state: State::Down,
             peer: Peer { endpoint: None, ..status().peer },
@@ -430,6 +442,18 @@ tl0 (hq): administratively down since 2026-01-02T03:04:05Z
   problem   interface tl0 is administratively down (ip link set tl0 up), since 2026-01-02T03:04:05Z
   this end ";
         assert!(show(&down).starts_with(shown), "{}", show(&down));
+    }
+
+    #[test]
+    fn what_this_end_drops_is_shown_beside_what_the_way_loses() {
+        let mut status = status();
+        status.path.tx.dropped_ratio = Some(0.63);
+        status.drops = Drops { interface_queue: 630, interface_no_carrier: 7, interface_down: 2, ..Drops::default() };
+        let shown = show(&status);
+        let sent = "sent      1234 packets, 1.2 MB, 0.0 % lost lately, 63.0 % dropped by this end lately, mtu";
+        assert!(shown.contains(sent), "{shown}");
+        let dropped = "dropped   630 by the interface's full queue, 7 without a carrier, 2 with the interface down\n";
+        assert!(shown.contains(dropped), "{shown}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use super::drops::DropLog;
 use super::line::Line;
+use super::losses::{self, Losses, Reading};
 use super::mtu::{Limits, Way};
 use super::ports::Ports;
 use super::problem::{Code, Problems};
@@ -15,14 +16,13 @@ use super::status::{Client, Identity, Listener, Moment, Since, WallClock};
 use super::story::{PEER_DOWN, Story, own_down, same_key};
 use super::unreachable::{self, Reasons};
 use super::{RunError, clock, keys};
-use crate::config::PathConfig;
 use crate::dataplane::{Dataplane, Mailbox, Message};
 use crate::keys::secret::leaving_no_trace;
 use crate::os_error::in_words;
 use crate::protocol::control::State;
 use crate::protocol::{Event, Input, Link, Output, Path, SocketId, Time, Transmit};
 use crate::sys::memory;
-use crate::sys::netlink::view::LinkState;
+use crate::sys::netlink::view::{InterfaceCounters, LinkState};
 use crate::sys::timer::Timer;
 use crate::sys::udp::{self, UdpSocket};
 use std::collections::BTreeMap;
@@ -54,6 +54,8 @@ pub(super) struct Inlets {
     pub(super) hangups: Option<Signal>,
     /// What comes of asking why nobody answers.
     pub(super) asked: mpsc::Receiver<Asked>,
+    /// What the kernel counts at the interface, each second.
+    pub(super) counted: watch::Receiver<Option<InterfaceCounters>>,
 }
 
 /// What comes of asking by ICMP why nobody answers.
@@ -93,6 +95,7 @@ enum Woken {
     Seen,
     Hangup,
     Unanswered(Asked),
+    Counted(Option<InterfaceCounters>),
     Stop,
 }
 
@@ -118,10 +121,10 @@ pub(super) struct Driver {
 }
 
 /// What the driver remembers for itself.
-#[derive(Default)]
 pub(super) struct DriverState {
     story: Story,
     drop_log: DropLog,
+    losses: Losses,
     problems: Problems,
     /// For when the state changed, when each direction's size was found, until when the link is damped, and since when it has its
     /// problem.
@@ -148,15 +151,25 @@ pub(super) struct DriverState {
 }
 
 impl DriverState {
-    /// On this interface, with config's paths, and where this end hears the peer.
-    pub(super) fn new(interface: &str, paths: &[PathConfig], locals: &[SocketAddr], problems: Problems) -> DriverState {
-        let names = paths.iter().map(|path| path.name.clone()).collect();
-        let story = Story::of(interface.to_owned(), names, locals);
+    /// Of this link, which hears the peer at these addresses.
+    pub(super) fn new(link: &Identity, locals: &[SocketAddr], problems: Problems) -> DriverState {
+        let names = link.paths.iter().map(|path| path.name.clone()).collect();
         DriverState {
-            story,
+            story: Story::of(link.interface.clone(), names, locals),
+            drop_log: DropLog::default(),
+            losses: Losses::of(&link.interface, link.layer),
             problems,
-            path_clocks: paths.iter().map(|_| WallClock::default()).collect(),
-            ..DriverState::default()
+            wall_clocks: Default::default(),
+            path_clocks: link.paths.iter().map(|_| WallClock::default()).collect(),
+            sought: BTreeMap::new(),
+            waiting: Vec::new(),
+            reroutes: 0,
+            changes: 0,
+            carrier_set: None,
+            look_again: false,
+            asking: None,
+            unlocked: false,
+            ending: None,
         }
     }
 
@@ -205,6 +218,7 @@ impl Driver {
                 () = changed(&mut self.seen) => Woken::Seen,
                 () = Inlets::hangup(&mut inlets.hangups) => Woken::Hangup,
                 Some(asked) = inlets.asked.recv() => Woken::Unanswered(asked),
+                counters = losses::next(&mut inlets.counted) => Woken::Counted(counters),
                 () = &mut stop, if by.is_none() => Woken::Stop,
             };
             let now = clock()?;
@@ -239,6 +253,10 @@ impl Driver {
                 self.state.drop_log.foreign_source(source, prefix)
             }
             Woken::Mail(Message::Returned { destination }) => self.state.drop_log.returned(destination),
+            Woken::Mail(Message::Congested { path }) => {
+                let name = self.ports.way_by(path.socket).and_then(|way| self.identity.paths.get(way));
+                self.state.losses.marked(path.peer, name.map(|path| path.name.clone()));
+            }
             Woken::Mail(Message::Looped { path }) => {
                 let peer = path.peer.ip().to_canonical();
                 let known = self.seen.borrow().covered.contains_key(&peer);
@@ -264,6 +282,7 @@ impl Driver {
                     self.tell(now, &event);
                 }
             }
+            Woken::Counted(counters) => self.count(now, counters),
             Woken::Asked(client) => client.answer(&self.status(now)),
             Woken::Stop => self.end(now, Ok(())),
         }
@@ -414,6 +433,16 @@ impl Driver {
     fn tell_ports(&self) {
         let ports = self.dataplane.local_ports();
         self.wanted.send_if_modified(|told| std::mem::replace(&mut told.ports, ports) != told.ports);
+    }
+
+    /// Counts what this end drops, and says when it is too much.
+    fn count(&mut self, now: Time, counters: Option<InterfaceCounters>) {
+        // Another interface may have the index of one that was moved away.
+        let counters = counters.filter(|_| self.seen.borrow().interface.is_some());
+        let written = self.dataplane.counters().rx_packets;
+        let reading = Reading::of(counters, &self.link.levels().drops, written);
+        let lines = self.state.losses.take(now, reading, &self.state.problems);
+        lines.iter().for_each(super::story::Line::log);
     }
 
     /// Whether an interface that is administratively down keeps packets from passing.
@@ -597,6 +626,8 @@ impl Driver {
             ways: &ways,
             ceiling: self.limits.borrow().ceiling,
             counters: self.dataplane.counters(),
+            interface: self.state.losses.interface(),
+            dropped: self.state.losses.ratios(),
             drops: &levels.drops,
             offloads: self.dataplane.offloads(),
             carrier: self.line.status(now),

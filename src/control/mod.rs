@@ -13,7 +13,7 @@
 //! its order, and never blocks. Around it: `reconciler` keeps addresses, routes and rules in the kernel,
 //! `resolver` finds the peer's addresses, `mtu` knows which MTU the interface should have, [`status`] answers who
 //! asks, `line` says whether the line counts as there, which routes and `hooks` go by, `reload` reads changed keys,
-//! `story` finds the words for the log, `unreachable` asks why nobody answers, `problem` knows what is wrong with the
+//! `losses` counts what this end drops itself, `story` finds the words for the log, `unreachable` asks why nobody answers, `problem` knows what is wrong with the
 //! link.
 //!
 //! To embed a link in another program, give [`run_until`] a config and the moment to stop:
@@ -37,6 +37,7 @@ mod entropy;
 mod hooks;
 mod interface;
 mod line;
+mod losses;
 mod mtu;
 mod names;
 mod ports;
@@ -365,9 +366,11 @@ async fn drive_with(
     let (tell, limits) = watch::channel(Limits { mtu: Some(mtu), ..Limits::default() });
     let (wanted, wants) = watch::channel(wanted);
     let reconciler = slot.take();
+    let (count, counted) = watch::channel(None);
     let (show, seen) = watch::channel(reconciler.as_ref().map(Reconciler::seen).unwrap_or_default());
     // They end when the driver does, as nobody tells them any more where the peer is and how the line is.
-    tokio::spawn(MtuKeeper::new(netlink, mtu, &config).follow(followed, seen.clone(), tell));
+    tokio::spawn(MtuKeeper::new(netlink.clone(), mtu, &config).follow(followed, seen.clone(), tell));
+    tokio::spawn(losses::follow(netlink.clone(), index, count));
     let (asked_to, asked) = mpsc::channel(16);
     let inlets = Inlets {
         timer: Timer::new().map_err(RunError::system("cannot make a timer"))?,
@@ -376,6 +379,7 @@ async fn drive_with(
         listener,
         hangups,
         asked,
+        counted,
     };
     let Closed { state: sandbox, reads } = confinement.close()?;
     let identity = status::Identity {
@@ -388,7 +392,7 @@ async fn drive_with(
         paths: config.paths.clone(),
         sandbox,
     };
-    let state = DriverState::new(name, &config.paths, &locals, problems);
+    let state = DriverState::new(&identity, &locals, problems);
     let moves_routes = config.link.routes_follow && !config.link.routes.is_empty();
     let reload = Reload::new(config, reads);
     let line = Line::new(sets_carrier, moves_routes, news);

@@ -17,6 +17,12 @@ pub(super) enum Code {
     SameKeyTwice,
     /// A route leads the link's own datagrams into the link.
     RouteCoversPeer,
+    /// Packets are dropped because something on the way marks their datagrams as congested.
+    EcnMarks,
+    /// The kernel does not take packets at the interface.
+    InterfaceRefuses,
+    /// Packets come faster than they are moved, and are dropped at the interface.
+    Overload,
     /// Another program changes what belongs to the link, again and again.
     InterfaceTaken,
     /// The UDP port is another program's.
@@ -101,5 +107,8 @@ mod tests {
         assert_eq!(name(Code::InterfaceDown), "interface-down");
         assert_eq!(name(Code::SameKeyTwice), "same-key-twice");
         assert_eq!(name(Code::RouteCoversPeer), "route-covers-peer");
+        assert_eq!(name(Code::EcnMarks), "ecn-marks");
+        assert_eq!(name(Code::InterfaceRefuses), "interface-refuses");
+        assert_eq!(name(Code::Overload), "overload");
     }
 }

@@ -8,6 +8,7 @@ pub use socket::{AskError, ask, run_dir, running, socket_path};
 pub(super) use socket::{Client, Listener, is_live};
 
 use super::interface::inner;
+use super::losses::InterfaceDrops;
 use super::problem;
 use crate::config::{self, Config, PathConfig};
 use crate::dataplane::Counters;
@@ -263,6 +264,10 @@ pub struct Traffic {
     pub bytes: u64,
     /// The share of them lost on the way lately, 0 to 1; for what was sent it is what the far end reports.
     pub loss_ratio: Option<f64>,
+    /// The share of packets that this end itself dropped lately, 0 to 1: of what was to be sent before it was sealed, of what came
+    /// after it was opened. `drops` has the reasons. It is not in `loss_ratio`.
+    #[serde(default)]
+    pub dropped_ratio: Option<f64>,
     /// The largest inner packet, in bytes, that was found to fit one datagram; of what comes from the peer, as far as its probes show.
     #[serde(default)]
     pub mtu: Option<u32>,
@@ -296,6 +301,28 @@ pub struct Drops {
     /// The link's own datagrams that a route sent into the link.
     #[serde(default)]
     pub looped: u64,
+    /// Datagrams that the socket did not take, for another reason than their size.
+    #[serde(default)]
+    pub socket_send: u64,
+    /// Packets for the peer that the interface's queue had no room for. A super-packet counts as one, here and in the next.
+    #[serde(default)]
+    pub interface_queue: u64,
+    /// Packets for the peer that came while the interface had no carrier, or in the second in which that came or went.
+    #[serde(default)]
+    pub interface_no_carrier: u64,
+    /// Packets from the peer that came while the interface was administratively down.
+    #[serde(default)]
+    pub interface_down: u64,
+    /// Packets from the peer that the interface did not take as they are.
+    #[serde(default)]
+    pub interface_invalid: u64,
+    /// Packets from the peer that the interface did not take for another reason, such as lack of memory.
+    #[serde(default)]
+    pub interface_write: u64,
+    /// Packets from the peer that the kernel dropped after the interface had taken them. A super-packet counts as one. On an
+    /// Ethernet those of protocols that nobody takes are among them.
+    #[serde(default)]
+    pub interface_receive: u64,
 }
 
 impl Status {
@@ -363,6 +390,10 @@ pub(super) struct Moment<'a> {
     pub(super) ceiling: Option<u16>,
     pub(super) counters: Counters,
     pub(super) drops: &'a LinkDrops,
+    /// What the kernel dropped at the interface.
+    pub(super) interface: InterfaceDrops,
+    /// The share of packets that this end dropped lately: to the peer, and from it.
+    pub(super) dropped: Option<[f64; 2]>,
     pub(super) offloads: offloads::Offloads,
     pub(super) carrier: Carrier,
     /// The worst there is.
@@ -415,25 +446,38 @@ impl Moment<'_> {
             carrier: self.carrier.clone(),
             path: self.path(identity.layer, since.sizes),
             paths: identity.paths.iter().zip(self.ways).zip(since.paths).map(named_path).collect(),
-            drops: Drops {
-                replayed: self.drops.replayed.get(),
-                unauthentic: self.drops.unauthentic.get(),
-                malformed: self.drops.malformed.get(),
-                no_session: self.drops.no_session.get(),
-                too_big: self.drops.too_big.get(),
-                congested: self.drops.congested.get(),
-                source: self.drops.source.get(),
-                returned: self.drops.returned.get(),
-                looped: self.drops.looped.get(),
-            },
+            drops: self.drops(),
             offloads: self.offloads.into(),
             sandbox: identity.sandbox.clone(),
+        }
+    }
+
+    fn drops(&self) -> Drops {
+        let (link, interface) = (self.drops, self.interface);
+        Drops {
+            replayed: link.replayed.get(),
+            unauthentic: link.unauthentic.get(),
+            malformed: link.malformed.get(),
+            no_session: link.no_session.get(),
+            too_big: link.too_big.get(),
+            congested: link.congested.get(),
+            source: link.source.get(),
+            returned: link.returned.get(),
+            looped: link.looped.get(),
+            socket_send: self.counters.tx_errors,
+            interface_queue: interface.queue,
+            interface_no_carrier: interface.no_carrier,
+            interface_down: link.interface_down.get(),
+            interface_invalid: link.interface_invalid.get(),
+            interface_write: link.interface_write.get(),
+            interface_receive: interface.receive,
         }
     }
 
     fn path(&self, layer: Layer, [tx_since, rx_since]: [Option<String>; 2]) -> Path {
         let (link, counters) = (&self.link, &self.counters);
         let [tx, rx] = [link.tx_size, link.rx_size].map(|found| found.map(|found| inner(found.size, layer)));
+        let dropped = self.dropped.map(|ratios| ratios.map(thousandths));
         Path {
             mtu: tx.or(self.ceiling.map(|ceiling| inner(ceiling, layer))),
             rtt_ms: ms(link.rtt),
@@ -442,6 +486,7 @@ impl Moment<'_> {
                 packets: counters.tx_packets,
                 bytes: counters.tx_bytes,
                 loss_ratio: link.tx_loss,
+                dropped_ratio: dropped.map(|[tx, _]| tx),
                 mtu: tx,
                 mtu_since: tx_since,
             },
@@ -449,6 +494,7 @@ impl Moment<'_> {
                 packets: counters.rx_packets,
                 bytes: counters.rx_bytes,
                 loss_ratio: link.rx_loss,
+                dropped_ratio: dropped.map(|[_, rx]| rx),
                 mtu: rx,
                 mtu_since: rx_since,
             },
@@ -570,7 +616,8 @@ mod tests {
     }
 
     fn moment_of<'a>(link: link::Status, ways: &'a [link::WayStatus], drops: &'a LinkDrops) -> Moment<'a> {
-        let counters = Counters { tx_packets: 1, tx_bytes: 84, rx_packets: 2, rx_bytes: 168, ..Counters::default() };
+        let tx = Counters { tx_packets: 1, tx_bytes: 84, tx_errors: 4, ..Counters::default() };
+        let counters = Counters { rx_packets: 2, rx_bytes: 168, ..tx };
         Moment {
             now: Time(41_200_000_000),
             link,
@@ -579,6 +626,8 @@ mod tests {
             ceiling: Some(1_472),
             counters,
             drops,
+            interface: InterfaceDrops { queue: 63, no_carrier: 7, receive: 9 },
+            dropped: Some([0.125, 0.0]),
             offloads: offloads::Offloads::ALL,
             carrier: Carrier { follows: config::Carrier::Peer, on: false, losses: 5, wait_s: 2.0, left_s: Some(0.5) },
             problem: Some(problem::Problem {
@@ -616,6 +665,7 @@ mod tests {
         };
         let drops = LinkDrops::default();
         drops.replayed.add(5);
+        drops.interface_down.add(2);
         let status = moment_of(link, &ways(), &drops).show(&identity(), since());
         let golden = r#"{
   "version": 1,
@@ -664,6 +714,7 @@ mod tests {
       "packets": 1,
       "bytes": 84,
       "loss_ratio": 0.0,
+      "dropped_ratio": 0.125,
       "mtu": 1440,
       "mtu_since": "2026-01-02T03:04:06Z"
     },
@@ -671,6 +722,7 @@ mod tests {
       "packets": 2,
       "bytes": 168,
       "loss_ratio": 0.25,
+      "dropped_ratio": 0.0,
       "mtu": 1272,
       "mtu_since": "2026-01-02T03:04:07Z"
     }
@@ -710,7 +762,14 @@ mod tests {
     "congested": 0,
     "source": 0,
     "returned": 0,
-    "looped": 0
+    "looped": 0,
+    "socket_send": 4,
+    "interface_queue": 63,
+    "interface_no_carrier": 7,
+    "interface_down": 2,
+    "interface_invalid": 0,
+    "interface_write": 0,
+    "interface_receive": 9
   },
   "offloads": {
     "vnet_hdr": true,

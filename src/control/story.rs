@@ -26,7 +26,7 @@ pub(super) struct Line {
 }
 
 impl Line {
-    fn new(level: Level, text: impl Into<String>) -> Option<Line> {
+    pub(super) fn new(level: Level, text: impl Into<String>) -> Option<Line> {
         Some(Line { level, text: text.into() })
     }
 

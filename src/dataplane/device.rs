@@ -41,13 +41,12 @@ impl Device {
         let mut bytes = [0; VNET_HEADER];
         let head = if self.offloads.vnet_hdr { VNET_HEADER } else { 0 };
         let mut rooms = [IoSliceMut::new(&mut bytes[..head]), IoSliceMut::new(near), IoSliceMut::new(far)];
-        let length = loop {
-            match tun::read(self.fd.as_fd(), &mut rooms) {
-                Ok(length) => break length,
-                Err(Refused::WouldBlock) => return Ok(None),
-                Err(Refused::Frame(_)) => {} // lost; the next one may do
-                Err(Refused::Gone(error)) => return Err(error),
-            }
+        let length = match tun::read(self.fd.as_fd(), &mut rooms) {
+            Ok(length) => length,
+            Err(Refused::WouldBlock) => return Ok(None),
+            // Lost, and counted as one that nothing can be made of.
+            Err(Refused::Frame(_)) => return Ok(Some(Frame { header: UNKNOWN, length: 0 })),
+            Err(Refused::Gone(error)) => return Err(error),
         };
         let header = if head == 0 { Ok(Header::default()) } else { Header::parse(bytes) };
         Ok(Some(Frame { header: header.unwrap_or(UNKNOWN), length: length.saturating_sub(head) }))

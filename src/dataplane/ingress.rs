@@ -20,6 +20,7 @@ use crate::sys::offloads::TunOffloads;
 use crate::sys::tun::Refused;
 use crate::sys::udp::{self, ReceiveBatch, UdpSocket};
 use crate::sys::wake::wait_readable;
+use nix::errno::Errno;
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -34,6 +35,8 @@ const ROOM: usize = 1 << 16;
 /// How long a door is left alone after a batch from it in which nothing was the peer's, while there is something to do for the
 /// peer: however much floods it from elsewhere, at most 50,000 datagrams a second are looked at, and the kernel drops the rest.
 pub(super) const REST: Duration = Duration::from_micros(250);
+/// Between two remarks that packets were dropped because of a mark of congestion.
+const CONGESTED_EVERY: Duration = Duration::from_secs(1);
 /// So long after the peer was heard there is. A line that is quiet or down has time for whoever knocks: it may be the peer.
 const IN_USE: Duration = Duration::from_millis(100);
 /// What the loop waits for, by bit: the n-th socket's own queue is 2n, its door 2n + 1; then the bell.
@@ -65,6 +68,8 @@ pub(super) struct Ingress<O> {
     named: Named,
     /// The addresses of the batch's last packet, which the next one often has too.
     last: Option<Addresses>,
+    /// When it may be said again that packets were dropped because of a mark of congestion.
+    congested_due: Time,
     levels: Arc<Levels>,
     traffic: Arc<Traffic>,
     outbox: Outbox,
@@ -84,6 +89,7 @@ impl<O: Open> Ingress<O> {
             merger: merger(&device, &treatment, false),
             named: Named::default(),
             last: None,
+            congested_due: Time(0),
             device,
             treatment,
             receiver,
@@ -185,7 +191,7 @@ impl<O: Open> Ingress<O> {
     fn open_one(&mut self, now: Time, path: Path, class: u8, range: Range<usize>) -> bool {
         let datagram = &mut self.buffer[range.clone()];
         match self.receiver.receive(now, path, datagram) {
-            Received::Frame { flags } => self.take_frame(now, plaintext(range), flags, class),
+            Received::Frame { flags } => self.take_frame(now, path, plaintext(range), flags, class),
             Received::Piece { flags, session, counter } => {
                 let name = Name { origin: session, number: counter };
                 let piece = Piece { name, part: part(flags), congested: marks::is_congested(class) };
@@ -193,7 +199,7 @@ impl<O: Open> Ingress<O> {
                 match self.pieces.push(&mut self.buffer, PUT_TOGETHER, range, text, piece, now.0) {
                     Joined::Waits => {}
                     Joined::Whole { frame, congested } => {
-                        self.take_frame(now, frame, flags, marks::with(class, congested));
+                        self.take_frame(now, path, frame, flags, marks::with(class, congested));
                     }
                     Joined::TooLong => self.levels.drops.malformed.bump(),
                     Joined::NoRoom => self.traffic.errors.add(1),
@@ -244,8 +250,8 @@ impl<O: Open> Ingress<O> {
         true
     }
 
-    /// Gives a frame to the merger, with what the way has marked.
-    fn take_frame(&mut self, now: Time, frame: Range<usize>, flags: u8, class: u8) {
+    /// Gives a frame that came by `path` to the merger, with what the way has marked.
+    fn take_frame(&mut self, now: Time, path: Path, frame: Range<usize>, flags: u8, class: u8) {
         if !self.admits(now, frame.clone()) {
             return;
         }
@@ -254,6 +260,10 @@ impl<O: Open> Ingress<O> {
         self.treatment.clamp(layer, bytes, &self.levels, partial);
         if marks::take_out(class, layer, bytes).is_err() {
             self.levels.drops.congested.bump();
+            if now >= self.congested_due {
+                self.congested_due = now + CONGESTED_EVERY;
+                self.outbox.remark(Message::Congested { path });
+            }
         } else if self.merger.push(&self.buffer, frame, partial).is_err() {
             self.levels.drops.malformed.bump();
         }
@@ -270,12 +280,30 @@ impl<O: Open> Ingress<O> {
         self.pieces.finish(&self.buffer);
         self.traffic.packets.add(delivered.packets as u64);
         self.traffic.bytes.add(delivered.bytes as u64);
-        self.traffic.errors.add(delivered.lost as u64);
+        self.count_lost(delivered.lost);
         if delivered.unmergeable {
             warn!("the kernel does not take merged packets; from now on each is written alone, which is slower");
             self.merger = merger(device, &self.treatment, true);
         }
         Ok(())
+    }
+}
+
+impl<O> Ingress<O> {
+    /// Counts what the device did not take, by reason.
+    fn count_lost(&self, lost: Lost) {
+        if lost == Lost::default() {
+            return;
+        }
+        let drops = &self.levels.drops;
+        for (counter, packets) in [
+            (&drops.interface_down, lost.down),
+            (&drops.interface_invalid, lost.invalid),
+            (&drops.interface_write, lost.other),
+            (&self.traffic.errors, lost.packets()),
+        ] {
+            counter.add(packets as u64);
+        }
     }
 }
 
@@ -332,9 +360,39 @@ struct Delivered {
     packets: usize,
     bytes: usize,
     /// Packets the device did not take.
-    lost: usize,
+    lost: Lost,
     /// Whether it refused merged packets for being merged.
     unmergeable: bool,
+}
+
+/// Packets the device did not take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Lost {
+    /// The interface is administratively down.
+    down: usize,
+    /// The kernel does not take what is in them.
+    invalid: usize,
+    /// No memory, or no room.
+    other: usize,
+}
+
+impl Lost {
+    fn add(&mut self, packets: usize, refused: &Refused) {
+        let errno = match refused {
+            Refused::Frame(error) => error.raw_os_error(),
+            Refused::WouldBlock | Refused::Gone(_) => None,
+        };
+        let count = match errno.map(Errno::from_raw) {
+            Some(Errno::EIO) => &mut self.down,
+            Some(Errno::EINVAL) => &mut self.invalid,
+            _ => &mut self.other,
+        };
+        *count += packets;
+    }
+
+    fn packets(self) -> usize {
+        self.down + self.invalid + self.other
+    }
 }
 
 /// Gives the writes to `put`, one after the other. Only the end of the device is an error.
@@ -351,10 +409,10 @@ fn deliver<'a>(
             }
             Err(Refused::Gone(error)) => return Err(error),
             // The interface is down, or the kernel out of memory: as on any wire, the frame is lost.
-            Err(Refused::WouldBlock) => delivered.lost += write.packets(),
-            Err(Refused::Frame(error)) => {
-                delivered.lost += write.packets();
-                delivered.unmergeable |= write.packets() > 1 && error.kind() == io::ErrorKind::InvalidInput;
+            Err(refused) => {
+                let before = delivered.lost.invalid;
+                delivered.lost.add(write.packets(), &refused);
+                delivered.unmergeable |= write.packets() > 1 && delivered.lost.invalid > before;
             }
         }
     }
@@ -411,9 +469,10 @@ mod tests {
     #[test]
     fn a_kernel_that_refuses_merged_packets_gets_them_alone_from_then_on() {
         let first = delivered(Limits::default(), only_single);
-        assert_eq!((first.packets, first.lost, first.unmergeable), (1, 2, true));
+        let invalid = |packets| Lost { invalid: packets, ..Lost::default() };
+        assert_eq!((first.packets, first.lost, first.unmergeable), (1, invalid(2), true));
         let second = delivered(SINGLE, only_single);
-        assert_eq!((second.packets, second.lost, second.unmergeable), (3, 0, false));
+        assert_eq!((second.packets, second.lost, second.unmergeable), (3, invalid(0), false));
     }
 
     #[test]
@@ -426,7 +485,17 @@ mod tests {
 
     #[test]
     fn an_interface_that_is_down_says_nothing_of_merging() {
-        let down = delivered(Limits::default(), |_| Err(Refused::Frame(io::Error::from_raw_os_error(5)))); // EIO
-        assert_eq!(down, Delivered { lost: 3, ..Delivered::default() });
+        let down = delivered(Limits::default(), |_| Err(Refused::Frame(Errno::EIO.into())));
+        assert_eq!(down, Delivered { lost: Lost { down: 3, ..Lost::default() }, ..Delivered::default() });
+    }
+
+    #[test]
+    fn what_the_interface_does_not_take_is_counted_by_reason() {
+        let lost = |refused: fn() -> Refused| delivered(SINGLE, |_| Err(refused())).lost;
+        let none = Lost::default();
+        assert_eq!(lost(|| Refused::Frame(Errno::EIO.into())), Lost { down: 3, ..none });
+        assert_eq!(lost(|| Refused::Frame(Errno::EINVAL.into())), Lost { invalid: 3, ..none });
+        assert_eq!(lost(|| Refused::Frame(Errno::ENOMEM.into())), Lost { other: 3, ..none });
+        assert_eq!(lost(|| Refused::WouldBlock), Lost { other: 3, ..none });
     }
 }

@@ -80,6 +80,12 @@ pub enum Message {
         /// The path they were for.
         path: Path,
     },
+    /// A packet from the peer was dropped because its datagram was marked CE and the packet's sender does not know of such marks
+    /// (RFC 6040, section 4.2): said once a second at most.
+    Congested {
+        /// The path its datagram came by.
+        path: Path,
+    },
     /// A loop ended by an error: the device is gone, say. The link is of no more use.
     LoopDied {
         /// Which of them.

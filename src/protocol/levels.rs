@@ -54,6 +54,12 @@ pub struct Drops {
     pub returned: Counter,
     /// The link's own datagrams that a route sent into the link.
     pub looped: Counter,
+    /// User frames from the peer that the interface did not take because it is administratively down.
+    pub interface_down: Counter,
+    /// User frames from the peer that the interface did not take as they are.
+    pub interface_invalid: Counter,
+    /// User frames from the peer that the interface did not take for another reason, such as lack of memory.
+    pub interface_write: Counter,
 }
 
 /// The levels of a whole link.

@@ -470,6 +470,13 @@ impl End<'_> {
         self.status_and_code().0
     }
 
+    /// What it has dropped, by reason; without what the kernel dropped at the interface, whose queue may be full.
+    pub fn drops(&self) -> Value {
+        let mut drops = self.status()["drops"].take();
+        drops.as_object_mut().unwrap().retain(|reason, _| !reason.starts_with("interface_"));
+        drops
+    }
+
     pub fn wait_for_state(&self, state: &str) {
         wait_until(&format!("{} being {state}", self.site.name), PATIENCE, || {
             self.answers() && self.status()["state"] == state

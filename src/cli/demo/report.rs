@@ -151,13 +151,15 @@ impl Link {
         &self.after[end]["path"]["tx"]["loss_ratio"]
     }
 
-    /// What this end has dropped since the link was up, by reason. Pings sent before that found no session: they don't count.
+    /// What this end has dropped since the link was up, by reason. Pings sent before that found no session, or no carrier, which is
+    /// counted a second later: they don't count.
     fn drops(&self, end: usize) -> serde_json::Map<String, Value> {
         let of = |status: &Value, reason: &str| status["drops"][reason].as_u64().unwrap_or(0);
         let reasons = self.after[end]["drops"].as_object();
         reasons
             .into_iter()
             .flat_map(|reasons| reasons.keys())
+            .filter(|reason| *reason != "interface_no_carrier")
             .map(|reason| {
                 let since = of(&self.after[end], reason).saturating_sub(of(&self.before[end], reason));
                 (reason.clone(), since.into())

@@ -231,7 +231,8 @@ mod tests {
     use std::os::unix::net::UnixListener as BlockingListener;
 
     fn status() -> Status {
-        let traffic = Traffic { packets: 1, bytes: 2, loss_ratio: Some(0.5), mtu: None, mtu_since: None };
+        let traffic =
+            Traffic { packets: 1, bytes: 2, loss_ratio: Some(0.5), dropped_ratio: None, mtu: None, mtu_since: None };
         Status {
             version: 1,
             name: "hq".into(),

@@ -33,6 +33,24 @@ pub struct LinkState {
     pub group: u32,
 }
 
+/// What the kernel has counted at an interface since it was made. A super-packet counts as one packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceCounters {
+    /// Whether the interface is administratively up and has a carrier now.
+    pub carries: bool,
+    /// How often its carrier came or went.
+    pub carrier_changes: u32,
+    /// Packets that were sent into it: with a TUN or TAP device, those that were read from that.
+    pub tx_packets: u64,
+    /// Packets that were to be sent into it and were dropped: its queue was full, or it had no carrier.
+    pub tx_dropped: u64,
+    /// Packets that came out of it: with a TUN or TAP device, those that were written to that.
+    pub rx_packets: u64,
+    /// Packets that came out of it and were dropped: the kernel had no room for them or, on an Ethernet, nobody takes their protocol.
+    /// A write to a TUN or TAP device that failed counts too.
+    pub rx_dropped: u64,
+}
+
 /// The route that a packet would take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
@@ -86,6 +104,16 @@ impl Netlink {
             found.push(link_state(&link));
         }
         Ok(found)
+    }
+
+    /// What the kernel has counted at an interface (`struct rtnl_link_stats64`).
+    ///
+    /// # Errors
+    /// If there is no such interface.
+    pub async fn counters(&self, index: u32) -> Result<InterfaceCounters, NetlinkError> {
+        let found = self.handle.link().get().match_index(index).execute().try_next().await;
+        let link = self.one_of(index, found, |name| format!("reading the counters of {name}")).await?;
+        Ok(counters(&link))
     }
 
     /// The addresses of an interface, host bits kept. None if there is no such interface.
@@ -264,6 +292,24 @@ fn link_state(link: &LinkMessage) -> LinkState {
     state
 }
 
+fn counters(link: &LinkMessage) -> InterfaceCounters {
+    let LinkState { up, carrier, .. } = link_state(link);
+    let mut counters = InterfaceCounters { carries: up && carrier, ..InterfaceCounters::default() };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::CarrierChanges(changes) => counters.carrier_changes = *changes,
+            LinkAttribute::Stats64(stats) => {
+                counters.tx_packets = stats.tx_packets;
+                counters.tx_dropped = stats.tx_dropped;
+                counters.rx_packets = stats.rx_packets;
+                counters.rx_dropped = stats.rx_dropped;
+            }
+            _ => {}
+        }
+    }
+    counters
+}
+
 /// The name of a routing protocol (`/etc/iproute2/rt_protos`), or its number.
 #[must_use]
 pub fn protocol_name(protocol: u8) -> String {
@@ -285,7 +331,10 @@ impl OwnRoute {
 mod tests {
     use super::*;
     use crate::sys::netlink::tests::in_own_network;
+    use crate::sys::offloads::TunOffloads;
     use crate::sys::testing::shell;
+    use crate::sys::tun;
+    use std::os::fd::AsFd;
 
     #[test]
     fn interfaces_addresses_and_routes_are_seen_as_they_are() {
@@ -326,6 +375,34 @@ mod tests {
                 (protocol_name(115), protocol_name(4), protocol_name(77)),
                 (net("tieline"), net("static"), net("77"))
             );
+        });
+    }
+
+    #[test]
+    fn what_the_queue_has_no_room_for_is_counted_and_so_is_what_comes_without_a_carrier() {
+        in_own_network(async {
+            let netlink = Netlink::open().unwrap();
+            let (fd, _) = tun::create("tl-test", tun::Kind::Tun, TunOffloads::NONE).unwrap();
+            shell("sysctl -qw net.ipv6.conf.tl-test.disable_ipv6=1; ip link set tl-test txqueuelen 4");
+            shell("ip addr add 192.0.2.1/24 dev tl-test; ip link set tl-test up");
+            let index = netlink.index("tl-test").await.unwrap();
+            let socket = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
+            let send = |count| (0..count).for_each(|_| _ = socket.send_to(b"x", "192.0.2.2:9").unwrap());
+            let before = netlink.counters(index).await.unwrap();
+            send(20);
+            let full = netlink.counters(index).await.unwrap();
+            assert_eq!((full.carries, full.tx_dropped, full.tx_packets), (true, before.tx_dropped + 16, 0));
+            tun::read(fd.as_fd(), &mut [std::io::IoSliceMut::new(&mut [0; 100])]).unwrap();
+            tun::set_carrier(fd.as_fd(), false).unwrap();
+            netlink.notice_carrier(index).await.unwrap();
+            send(10);
+            let off = netlink.counters(index).await.unwrap();
+            assert_eq!((off.carries, off.tx_dropped, off.tx_packets), (false, full.tx_dropped + 10, 1));
+            assert_eq!(off.carrier_changes, full.carrier_changes + 1);
+            tun::write(fd.as_fd(), &[std::io::IoSlice::new(&[0x15; 20])]).unwrap_err();
+            let refused = netlink.counters(index).await.unwrap();
+            assert_eq!((refused.rx_dropped, refused.rx_packets), (off.rx_dropped + 1, 0), "no IP packet");
+            netlink.counters(999).await.unwrap_err();
         });
     }
 
