@@ -13,7 +13,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use common::lab::{Lab, PATIENCE, Site};
-use common::{wait_until, way};
+use common::{output_within, wait_until, way};
 use nix::net::if_::InterfaceFlags;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -302,6 +302,55 @@ scenario!(a_line_that_comes_and_goes_is_damped_and_says_so, 90, {
     lab.left.ping_all(lab.right.inner[0]);
     drop(right);
 });
+
+scenario!(
+    /// The right end starts anew each time, so that only the left one knows that the line comes and goes.
+    the_far_end_of_a_damped_link_waits_for_it_and_says_so,
+    90,
+    {
+        let mut lab = Lab::new();
+        interval(&mut lab.left, "200ms");
+        interval(&mut lab.right, "200ms");
+        lab.right.link = "routes = [\"10.50.0.0/24\"]\n".into();
+        let (left, mut right) = lab.up();
+        for loss in 1..=6 {
+            assert!(right.terminate().success());
+            wait_until("the loss", PATIENCE, || left.status()["carrier"]["losses"] == loss);
+            right = lab.right.start();
+            if loss < 6 {
+                [&left, &right].into_iter().for_each(|end| end.wait_for_state("up"));
+            }
+        }
+        let (mut seen_waiting, mut texts) = (0, String::new());
+        wait_until("carrier coming at both", PATIENCE, || {
+            let held = left.answers() && left.status()["damped"].is_string();
+            let ends_later = left.status()["carrier"]["left_s"].as_f64().is_some_and(|left| left > 0.5);
+            if held && ends_later && right.answers() && right.status()["state"] == "up" {
+                let there = carrier(&lab.right) || !link_routes(&lab.right).is_empty();
+                let (status, code) = right.status_and_code();
+                texts = String::from_utf8_lossy(
+                    &output_within(lab.right.tieline().arg("status").arg(lab.right.config()), PATIENCE).stdout,
+                )
+                .into_owned();
+                if left.status()["damped"].is_string() {
+                    assert!(!there, "packets go into the link, and none comes back: {status}");
+                    assert_eq!(code, 3, "{status}");
+                    assert_eq!(status["damped"], status["peer"]["damped"], "{status}");
+                    assert_eq!(status["carrier"]["losses"], 0, "{status}");
+                    assert!(texts.contains("the peer holds the link back"), "{texts}");
+                    seen_waiting += 1;
+                }
+            }
+            carrier(&lab.left) && carrier(&lab.right)
+        });
+        assert!(seen_waiting > 0, "it never waited");
+        right.wait_for_log(&["the peer holds the link back for", "no packets pass"], PATIENCE);
+        right.wait_for_log(&["the peer holds the link back no longer"], PATIENCE);
+        wait_until("the route coming", PATIENCE, || link_routes(&lab.right).len() == 1);
+        lab.left.ping_all(lab.right.inner[0]);
+        assert_eq!(right.status_and_code().1, 0);
+    }
+);
 
 scenario!(
     /// The interface keeps its carrier, but the routes follow the link: while they are away no

@@ -426,7 +426,7 @@ fn peer_lies_in_reports() {
         let random = dice.u64();
         let echo = *dice.pick(&[0, n, random, world.ends[B].time(world.now).as_micros() + 1]);
         let hold_us = *dice.pick(&[0, u32::MAX]);
-        let lie = Report { state: State::Up, hold_us, time_us: n.max(1), echo, lanes: vec![lane] };
+        let lie = Report { state: State::Up, held_s: n as u8, hold_us, time_us: n.max(1), echo, lanes: vec![lane] };
         let answers = say(&mut world, &Message::Report(lie).encode());
         assert!(told(&answers) <= 1, "{answers:?}");
         world.run(ms(7));

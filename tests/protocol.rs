@@ -831,6 +831,38 @@ fn said_since(world: &World, end: usize, from: usize, what: impl Fn(&Event) -> b
 }
 
 #[test]
+fn an_end_knows_before_it_is_up_for_how_long_the_other_holds_the_link_back() {
+    for holds in [A, B] {
+        let mut world = up(pair());
+        world.run(ms(1_234));
+        let other = 1 - holds;
+        assert_eq!([A, B].map(|end| world.status(end).held_by_peer), [None; 2]);
+        world.set_hold(holds, ms(3_500));
+        world.set_interface(holds, false);
+        world.run(ms(500));
+        assert_eq!(world.status(other).held_by_peer, None, "it is down anyway");
+        world.set_interface(holds, true);
+        let came_up = (0..100).find(|_| {
+            world.run(ms(1));
+            world.status(other).state == State::Up
+        });
+        assert!(came_up.is_some());
+        // From its first moment on: else its carrier would come and go.
+        let until = world.status(other).held_by_peer.expect("it does not know");
+        assert!(until.since(world.status(other).since) >= ms(3_500), "{until:?}");
+        world.run(ms(3_400));
+        assert!(world.status(other).held_by_peer.is_some());
+        world.log = Some(Vec::new());
+        world.run(ms(150));
+        assert_eq!(world.status(other).held_by_peer, None, "it is told when that is over, and not an interval later");
+        assert_eq!(world.status(holds).held_by_peer, None);
+        let reports = world.log.iter().flatten().filter(|f| f.sender == holds && report(f)).count();
+        assert_eq!(reports, 1, "one says it");
+        assert_eq!(states(&world), [State::Up; 2]);
+    }
+}
+
+#[test]
 fn an_interface_taken_down_takes_the_peer_down_at_once_and_all_comes_back_with_it() {
     for down in [A, B] {
         let mut world = up(pair());

@@ -298,6 +298,7 @@ fn report(inputs: &Value) -> Report {
     };
     Report {
         state: [State::AdminDown, State::Down, State::Init, State::Up][int::<usize>(&inputs["state"])],
+        held_s: int(&inputs["held_s"]),
         hold_us: int(&inputs["hold_us"]),
         time_us: long(&inputs["time_us"]),
         echo: long(&inputs["echo"]),

@@ -235,9 +235,10 @@ fn locks(sandbox: &Sandbox) -> String {
 /// Whether packets pass, and since when or until when it is so.
 fn condition(status: &Status) -> String {
     if let Some(until) = status.damped.as_ref().filter(|_| status.state == State::Up) {
-        let missing = match status.carrier.follows {
-            config::Carrier::Peer => "the interface has no carrier",
-            config::Carrier::Always => "its routes are not set",
+        let missing = match (status.carrier.follows, &status.peer.damped) {
+            (_, Some(theirs)) if theirs >= until => "the peer holds the link back, as it comes and goes there",
+            (config::Carrier::Peer, _) => "the interface has no carrier",
+            (config::Carrier::Always, _) => "its routes are not set",
         };
         return format!("damped until {until}; {missing}");
     }
@@ -338,6 +339,7 @@ mod tests {
                 public_key: "tlpub1…".into(),
                 public_keys: vec!["tlpub1…".into()],
                 endpoint: Some("203.0.113.7:7311".into()),
+                damped: None,
             },
             rotation: Rotation::None,
             carrier: Carrier { follows: config::Carrier::Peer, on: true, losses: 0, wait_s: 0.0, left_s: None },
@@ -426,6 +428,11 @@ tl0 (hq): down since 2026-01-02T03:04:05Z
         let always = Status { carrier: Carrier { follows: config::Carrier::Always, ..damped.carrier }, ..damped };
         let first = "tl0 (hq): damped until 2026-01-02T03:04:09Z; its routes are not set\n";
         assert!(show(&always).starts_with(first), "{}", show(&always));
+        let theirs = Peer { damped: always.damped.clone(), ..always.peer.clone() };
+        let held = Status { peer: theirs, ..always };
+        let first =
+            "tl0 (hq): damped until 2026-01-02T03:04:09Z; the peer holds the link back, as it comes and goes there\n";
+        assert!(!held.passes() && show(&held).starts_with(first), "{}", show(&held));
     }
 
     #[test]

@@ -126,9 +126,9 @@ pub(super) struct DriverState {
     drop_log: DropLog,
     losses: Losses,
     problems: Problems,
-    /// For when the state changed, when each direction's size was found, until when the link is damped, and since when it has its
-    /// problem.
-    wall_clocks: [WallClock; 5],
+    /// For when the state changed, when each direction's size was found, until when the link is damped, here or there, until when it
+    /// is at the peer, and since when it has its problem.
+    wall_clocks: [WallClock; 6],
     /// For when each of config's paths came or went.
     path_clocks: Vec<WallClock>,
     /// Where the peer is looked for, by each of config's paths, or by the link.
@@ -342,7 +342,7 @@ impl Driver {
 
     /// Lets the rest of the machine see that the line came or went.
     fn show_line(&mut self, now: Time) {
-        let Some(on) = self.line.news(now) else { return };
+        let Some(on) = self.line.news(now, self.link.status().held_by_peer) else { return };
         if self.line.sets_carrier()
             && let Err(error) = self.dataplane.set_carrier(on)
         {
@@ -531,7 +531,10 @@ impl Driver {
         self.state.look_again |=
             matches!(event, Event::Quiet | Event::NoAnswer { .. } | Event::State { state: State::Down, .. });
         match event {
-            Event::State { state, cause } => self.line.hear(now, state, cause),
+            Event::State { state, cause } => {
+                self.line.hear(now, state, cause);
+                self.link.handle_hold(self.line.hold(now));
+            }
             Event::WantSocket if self.identity.paths.is_empty() => self.open_port(now),
             Event::WantSocket => (0..self.identity.paths.len()).for_each(|way| self.reopen(now, way)),
             Event::SilentWay { way } => self.reopen(now, way),
@@ -609,7 +612,7 @@ impl Driver {
     fn status(&mut self, now: Time) -> String {
         let (link, levels, ways) = (self.link.status(), self.link.levels(), self.link.ways());
         let (damped_until, problem) = (self.line.damped_until(now), self.state.problems.worst());
-        let [state, tx, rx, damped, trouble] = &mut self.state.wall_clocks;
+        let [state, tx, rx, damped, held, trouble] = &mut self.state.wall_clocks;
         let paths = &mut self.state.path_clocks;
         let show = |clock: &mut WallClock, moment| clock.show(moment, now, SystemTime::now());
         let since = Since {
@@ -617,6 +620,7 @@ impl Driver {
             sizes: [(tx, link.tx_size), (rx, link.rx_size)].map(|(clock, found)| show(clock, found?.since)),
             paths: paths.iter_mut().zip(&ways).map(|(clock, way)| show(clock, way.since)).collect(),
             damped: damped_until.and_then(|until| show(damped, until)),
+            held_by_peer: link.held_by_peer.and_then(|until| show(held, until)),
             problem: problem.as_ref().and_then(|problem| show(trouble, problem.since)),
         };
         let moment = Moment {

@@ -42,8 +42,8 @@ pub struct Status {
     /// Since when the state is what it is (RFC 3339, UTC); reckoned back from the wall clock, which may be wrong.
     pub since: Option<String>,
     /// Until when no packets pass although the state is up (RFC 3339, UTC): the link went down too
-    /// often, so the interface gets no carrier yet, or its routes are not set yet. Null if they
-    /// pass.
+    /// often, so the interface gets no carrier yet, or its routes are not set yet. Or this is so at
+    /// the peer, see `peer.damped`. Null if they pass.
     #[serde(default)]
     pub damped: Option<String>,
     /// After so many milliseconds of silence the state is down: three intervals, the longer of the two ends' once they have agreed, until
@@ -194,6 +194,9 @@ pub struct Peer {
     pub public_keys: Vec<String>,
     /// Where it is, or where it is looked for.
     pub endpoint: Option<String>,
+    /// Until when it holds the link back, as the link went down too often there (RFC 3339, UTC): as it said last. Null if it does not.
+    #[serde(default)]
+    pub damped: Option<String>,
 }
 
 /// A session.
@@ -372,8 +375,10 @@ pub(super) struct Since {
     pub(super) sizes: [Option<String>; 2],
     /// Of each of config's paths.
     pub(super) paths: Vec<Option<String>>,
-    /// Until when the link is damped.
+    /// Until when the link is damped, here or at the peer.
     pub(super) damped: Option<String>,
+    /// Until when the peer holds it back.
+    pub(super) held_by_peer: Option<String>,
     /// Of the problem.
     pub(super) problem: Option<String>,
 }
@@ -429,6 +434,7 @@ impl Moment<'_> {
                     .unwrap_or_default(),
                 public_keys: identity.peers.iter().map(ToString::to_string).collect(),
                 endpoint: endpoint.map(|address| address.to_string()),
+                damped: since.held_by_peer,
             },
             rotation: match link.waits_for_keys {
                 true => Rotation::Waiting,
@@ -599,7 +605,14 @@ mod tests {
 
     fn since() -> Since {
         let at = |second: u8| Some(format!("2026-01-02T03:04:0{second}Z"));
-        Since { state: at(5), sizes: [at(6), at(7)], paths: vec![at(8), None], damped: at(9), problem: at(0) }
+        Since {
+            state: at(5),
+            sizes: [at(6), at(7)],
+            paths: vec![at(8), None],
+            damped: at(9),
+            held_by_peer: at(4),
+            problem: at(0),
+        }
     }
 
     fn key(n: u8) -> PublicKey {
@@ -650,6 +663,7 @@ mod tests {
             state: LinkState::Up,
             since: Time(0),
             peer_state: Some(LinkState::Up),
+            held_by_peer: None,
             detection: Duration::from_secs(3),
             session: Some(session),
             waits_for_keys: false,
@@ -688,7 +702,8 @@ mod tests {
     "public_keys": [
       "KEY2"
     ],
-    "endpoint": "203.0.113.7:7311"
+    "endpoint": "203.0.113.7:7311",
+    "damped": "2026-01-02T03:04:04Z"
   },
   "rotation": "none",
   "session": {

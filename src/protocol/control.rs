@@ -41,6 +41,9 @@ pub struct LaneReport {
 pub struct Report {
     /// The sender's liveness state.
     pub state: State,
+    /// For how many whole seconds, rounded up, the sender still holds the link back; while it is not Up, for how many it will, from
+    /// Up on.
+    pub held_s: u8,
     /// How long `echo` was held before it was sent back, in microseconds.
     pub hold_us: u32,
     /// The sender's clock, in microseconds since its boot.
@@ -246,7 +249,7 @@ fn parse_rekey(side: RekeySide, mut r: Reader<'_>) -> Result<Message<'_>, Malfor
 }
 
 fn encode_report(report: &Report) -> Vec<u8> {
-    let mut out = vec![3, report.state as u8, report.lanes.len() as u8, 0];
+    let mut out = vec![3, report.state as u8, report.lanes.len() as u8, report.held_s];
     out.extend_from_slice(&report.hold_us.to_be_bytes());
     out.extend_from_slice(&report.time_us.to_be_bytes());
     out.extend_from_slice(&report.echo.to_be_bytes());
@@ -267,11 +270,12 @@ fn parse_report(r: &mut Reader<'_>) -> Result<Report, Malformed> {
         _ => return Err(Malformed),
     };
     let lanes = r.u8()?;
-    r.skip(1)?;
+    let held_s = r.u8()?;
     if !(1..=MAX_LANES).contains(&lanes) {
         return Err(Malformed);
     }
-    let mut report = Report { state, hold_us: r.u32()?, time_us: r.u64()?, echo: r.u64()?, lanes: Vec::new() };
+    let (hold_us, time_us, echo) = (r.u32()?, r.u64()?, r.u64()?);
+    let mut report = Report { state, held_s, hold_us, time_us, echo, lanes: Vec::new() };
     for _ in 0..lanes {
         report.lanes.push(LaneReport {
             sent: r.u64()?,
@@ -316,12 +320,13 @@ mod tests {
         #[test]
         fn reports_survive_the_trip(
             state in prop::sample::select(vec![State::AdminDown, State::Down, State::Init, State::Up]),
+            held_s: u8,
             hold_us: u32,
             time_us: u64,
             echo: u64,
             lanes in prop::collection::vec(lane(), 1..=16),
         ) {
-            let report = Report { state, hold_us, time_us, echo, lanes };
+            let report = Report { state, held_s, hold_us, time_us, echo, lanes };
             let bytes = Message::Report(report.clone()).encode();
             prop_assert_eq!(Message::parse(&bytes), Ok(Message::Report(report)));
         }

@@ -106,6 +106,7 @@ impl Measure {
                 .zip(lanes.iter())
                 .map(|(i, lane)| LaneReport { sent: lane.sent.get(), ..received(i).unwrap_or_default() })
                 .collect(),
+            ..Report::default()
         };
         if self.said.len() == ECHOES {
             self.said.pop_front();

@@ -22,6 +22,7 @@ pub mod crypto;
 mod gate;
 pub mod halves;
 pub mod handshake;
+mod hold;
 mod keyring;
 pub mod levels;
 pub mod link;

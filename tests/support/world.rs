@@ -272,6 +272,12 @@ impl World {
         }
     }
 
+    /// The end holds the link back for so long, from the next time it is Up.
+    pub fn set_hold(&mut self, end: usize, own: Duration) {
+        self.trace.note(self.now, ("hold", end, own), || format!("{} holds the link back for {own:?}", who(end)));
+        self.ends[end].process().link.handle_hold(own);
+    }
+
     /// The network shows this end's sockets under new addresses; where the peer has its name, it hears of it later.
     pub fn rebind(&mut self, end: usize) {
         let ids: Vec<SocketId> = self.ends[end].sockets.keys().copied().collect();

@@ -318,6 +318,6 @@ def lane_counts(seed):
     return {n: fixed(f"report {seed} {n}", 8).hex() for n in names}
 
 
-def report(state, lanes, hold_us=0, time_us=0, echo=0):
-    return {"kind": "report", "state": state, "hold_us": hold_us, "time_us": u64(time_us), "echo": u64(echo),
+def report(state, lanes, hold_us=0, time_us=0, echo=0, held_s=0):
+    return {"kind": "report", "state": state, "held_s": held_s, "hold_us": hold_us, "time_us": u64(time_us), "echo": u64(echo),
             "lanes": lanes}

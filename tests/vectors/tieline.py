@@ -196,7 +196,7 @@ def control(message):
         kind = 1 if name == "rekey_init" else 2
         return bytes([kind, m["part"], m["parts"], 0]) + bytes.fromhex(m["bytes"])
     if name == "report":
-        head = struct.pack(">BBBBI", 3, m["state"], len(m["lanes"]), 0, m["hold_us"])
+        head = struct.pack(">BBBBI", 3, m["state"], len(m["lanes"]), m["held_s"], m["hold_us"])
         head += bytes.fromhex(m["time_us"]) + bytes.fromhex(m["echo"])
         names = ("sent", "received", "duplicate", "late", "failed")
         return head + b"".join(bytes.fromhex(lane[n]) for lane in m["lanes"] for n in names)

@@ -243,7 +243,7 @@ mod tests {
             detection_ms: None,
             problem: None,
             local: Default::default(),
-            peer: Peer { public_key: "tlpub1…".into(), public_keys: Vec::new(), endpoint: None },
+            peer: Peer { public_key: "tlpub1…".into(), public_keys: Vec::new(), endpoint: None, damped: None },
             rotation: Default::default(),
             session: None,
             path: Line { mtu: None, rtt_ms: None, jitter_ms: None, tx: traffic.clone(), rx: traffic },

@@ -26,6 +26,7 @@ use super::{
     control::State,
     crypto::{CryptoFailure, Entropy},
     halves::{EgressUpdate, IngressUpdate, Input, Notice, Path, Receiver, Sender, SocketId},
+    hold::Hold,
     keyring::{Keyring, Keys, PairId, Psk},
     levels::Levels,
     liveness::Liveness,
@@ -199,6 +200,8 @@ pub struct Status {
     pub since: Time,
     /// The state the peer said last; none while it is not heard.
     pub peer_state: Option<State>,
+    /// Until when the peer holds the link back, as far as it said; it still does until this is `None`.
+    pub held_by_peer: Option<Time>,
     /// Silence that takes the link Down: three intervals, of this end's until a session is there, then of the longer of the two.
     pub detection: Duration,
     /// The session in use.
@@ -232,6 +235,7 @@ impl Status {
         state: State::Down,
         since: Time(0),
         peer_state: None,
+        held_by_peer: None,
         detection: Duration::from_secs(3),
         session: None,
         waits_for_keys: false,
@@ -288,6 +292,7 @@ pub struct Link {
     /// A data session this end opened that it has not heard anything under yet: when to say so again.
     confirm_at: Option<Time>,
     liveness: Liveness,
+    hold: Hold,
     measure: Measure,
     paths: Paths,
     ways: Choice,
@@ -338,6 +343,7 @@ impl Link {
             sealing: false,
             confirm_at: None,
             liveness: Liveness::new(now),
+            hold: Hold::default(),
             measure: Measure::default(),
             paths: Paths::default(),
             ways: Choice::new(now, &params.ways),
@@ -405,6 +411,12 @@ impl Link {
             self.set_interface(now, up);
             self.settle(now);
         }
+    }
+
+    /// Hears for how long this end holds the link back once it is Up, as it comes and goes: the peer is told with each Report. To be
+    /// called when the state has changed, before time passes.
+    pub fn handle_hold(&mut self, own: Duration) {
+        self.hold.own = own;
     }
 
     /// Hears that a datagram could not be sent from the path's own address (EINVAL, EADDRNOTAVAIL, ENETUNREACH): it
@@ -521,6 +533,7 @@ impl Link {
             state: self.liveness.state,
             since: self.liveness.since,
             peer_state: self.liveness.peer.filter(|_| self.liveness.watches()),
+            held_by_peer: self.hold.by_peer(&self.liveness),
             detection: self.detection(),
             session: self.slots.cur.as_ref().map(|cur| SessionStatus {
                 cipher: cur.agreed.cipher,

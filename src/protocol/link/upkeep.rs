@@ -91,6 +91,7 @@ impl Link {
         if self.slots.cur.as_ref().is_some_and(|cur| Arc::ptr_eq(&cur.agreed.lanes, lanes)) {
             self.measure.apply(now, report, lanes);
         }
+        self.hold.hear(now, report.held_s);
         let before = self.liveness;
         let news = self.liveness.hear(now, report.state);
         let [was_down, is_down] = [before.peer, Some(report.state)].map(|said| said == Some(State::AdminDown));
@@ -240,9 +241,12 @@ impl Link {
             return;
         };
         let (index, lanes) = (cur.index, cur.agreed.lanes.clone());
-        let report = self.measure.report(now, self.liveness.state, &lanes);
+        let held_s = self.hold.seconds(now, &self.liveness);
+        let report = Report { held_s, ..self.measure.report(now, self.liveness.state, &lanes) };
         self.last_reports = [self.last_reports[1], Some(now)];
-        self.report_at = Some(now + Duration::from_millis(self.params.interval_ms().into()));
+        let next = now + Duration::from_millis(self.params.interval_ms().into());
+        // That it holds the link back no longer, the peer is to know at once.
+        self.report_at = Some(self.hold.ends(&self.liveness).filter(|_| held_s > 0).map_or(next, |end| end.min(next)));
         self.send_control(index, &Message::Report(report).encode(), None);
         self.send_same_key(index);
     }
