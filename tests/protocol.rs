@@ -7,14 +7,14 @@ mod support;
 use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
 use support::{
     scenes::*,
-    world::{Flight, Network, World},
+    world::{Fate, Flight, Network, World},
     *,
 };
 use tieline::{
     keys::SecretKey,
     protocol::{
         Event,
-        constants::SESSION_LIFE,
+        constants::{MIN_TRANSPORT, SESSION_LIFE},
         control::State,
         crypto::{MacKey, Prk, x25519},
         link::{DownCause, LinkMtu, RekeyTimes},
@@ -860,6 +860,30 @@ fn an_end_knows_before_it_is_up_for_how_long_the_other_holds_the_link_back() {
         assert_eq!(reports, 1, "one says it");
         assert_eq!(states(&world), [State::Up; 2]);
     }
+}
+
+/// Where both addresses work, the one that the routes have left must not hold the peer.
+#[test]
+fn the_peer_follows_the_routes_whichever_of_its_questions_comes_first() {
+    let mut world = up(pair());
+    let [from, old] = [A, B].map(|end| *world.ends[end].sockets.first_key_value().unwrap().1);
+    let left = world.ends[B].local;
+    world.decide(|f| if f.sender == A && f.kind() == Some(Kind::Control) { Fate::Hold } else { Fate::Pass });
+    world.reroute(B);
+    let asks = |f: &Flight| f.bytes.len() == 12 + MIN_TRANSPORT;
+    assert!(world.run_until(ms(100), |world| world.held.iter().any(|f| asks(f) && f.to == old)));
+    let new = std::mem::replace(&mut world.ends[B].local, left);
+    let (at_old, others): (Vec<_>, Vec<_>) = std::mem::take(&mut world.held).into_iter().partition(|f| f.to == old);
+    for question in at_old.iter().filter(|f| asks(f)) {
+        let answers = world.give(B, from, &question.bytes);
+        assert!(!answers.iter().any(asks), "answered where the routes do not lead any more");
+    }
+    world.ends[B].local = new;
+    world.decide(|_| Fate::Pass);
+    others.into_iter().for_each(|f| world.release(f));
+    world.run(ms(1_000));
+    let now = *world.ends[B].sockets.first_key_value().unwrap().1;
+    assert_eq!(world.status(A).path.map(|path| path.peer), Some(now));
 }
 
 #[test]

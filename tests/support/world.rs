@@ -300,6 +300,15 @@ impl World {
         self.rebind(end);
     }
 
+    /// The machine's routes lead to the peer by another uplink than before, and so from another address.
+    pub fn reroute(&mut self, end: usize) {
+        self.renumber(end);
+        let time = self.ends[end].time(self.now);
+        let ids: Vec<SocketId> = self.ends[end].sockets.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.ends[end].process().link.handle_route_change(time, id));
+        self.carry_out(end);
+    }
+
     /// The machine sleeps: nothing reaches it, nothing is done, and `CLOCK_BOOTTIME` runs on. What is due waits.
     pub fn suspend(&mut self, end: usize, time: Duration) {
         let until = self.now + time.as_nanos() as u64;

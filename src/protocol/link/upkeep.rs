@@ -48,7 +48,7 @@ impl Link {
             {
                 self.levels.drops.malformed.bump();
             }
-            Ok(Message::PathCheck { lane, cookie }) => self.on_path_check(path, lane, cookie),
+            Ok(Message::PathCheck { lane, cookie }) => self.on_path_check(now, path, lane, cookie),
             Ok(Message::PathAnswer { cookie, .. }) => {
                 if let Some(proven) = self.paths.answer(now, cookie) {
                     self.move_to(proven);
@@ -351,11 +351,11 @@ impl Link {
 
     /// Answers only what came from where this end sends, to where it sends from, and on that path: a copier's own
     /// address draws nothing.
-    fn on_path_check(&mut self, from: Path, lane: u8, cookie: Cookie) {
+    fn on_path_check(&mut self, now: Time, from: Path, lane: u8, cookie: Cookie) {
         let (Some(current), Some(index)) = (self.paths.current, self.slots.cur.as_ref().map(|cur| cur.index)) else {
             return;
         };
-        let local_fits = current.local.is_none() || current.local == from.local;
+        let local_fits = current.local == from.local || current.local.is_none() && !self.has_left(now, from);
         let is_line = match self.ways.own.lead() {
             true => self.ways.own.uses(from),
             false => from.peer == current.peer && local_fits,
