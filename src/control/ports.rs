@@ -215,7 +215,7 @@ impl Ports {
     fn sync_one(&self, what: &str, place: &Place, bound: &mut Bound, links: &Links) -> Option<UdpSocket> {
         let index = index_of(place, links);
         if let (Some(interface), None) = (&place.ties.interface, index) {
-            if std::mem::take(bound).there {
+            if std::mem::replace(&mut bound.there, false) {
                 warn!("{what} waits until interface {interface} is there again");
             }
             return None;

@@ -44,7 +44,7 @@ const INSIDE: &str = "TIELINE_TEST_INSIDE";
 /// Defines a test that plays a scenario: its name, the seconds it may take, and what happens.
 #[macro_export]
 macro_rules! scenario {
-    ($(#[$doc:meta])* $name:ident, $seconds:expr, $story:block) => {
+    ($(#[$doc:meta])* $name:ident, $seconds:expr, $story:expr) => {
         $(#[$doc])*
         #[test]
         fn $name() {
