@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use common::lab::{Lab, PATIENCE, Site};
-use common::{output_within, wait_until, way};
+use common::{wait_until, way};
 use nix::net::if_::InterfaceFlags;
 use rtnetlink::LinkUnspec;
 
@@ -74,8 +74,7 @@ scenario!(the_far_end_of_an_interface_that_is_taken_down_loses_carrier_and_route
     assert!(status["problem"]["text"].as_str().unwrap().contains("the peer's interface"), "{status}");
     left.wait_for_log(&["the peer's interface is administratively down", "ip link set", "there"], PATIENCE);
     right.wait_for_log(&["tl-right is administratively down", "ip link set tl-right up"], PATIENCE);
-    let text = output_within(lab.right.tieline().arg("status").arg(lab.right.config()), PATIENCE);
-    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    let text = right.status_text();
     assert!(text.contains("administratively down") && text.contains("ip link set tl-right up"), "{text}");
 
     // It stays so, and without a new handshake.

@@ -12,8 +12,8 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use common::lab::{Lab, PATIENCE, Site};
-use common::{output_within, wait_until, way};
+use common::lab::{End, Lab, PATIENCE, Site};
+use common::{wait_until, way};
 use nix::net::if_::InterfaceFlags;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -303,6 +303,17 @@ scenario!(a_line_that_comes_and_goes_is_damped_and_says_so, 90, {
     drop(right);
 });
 
+/// The right end stops and starts so often that the left one damps the link; gives the right one, which has just started.
+fn comes_and_goes<'a>(lab: &'a Lab, left: &End, mut right: End<'a>) -> End<'a> {
+    for loss in 1..=6 {
+        [left, &right].into_iter().for_each(|end| end.wait_for_state("up"));
+        assert!(right.terminate().success());
+        wait_until("the loss", PATIENCE, || left.status()["carrier"]["losses"] == loss);
+        right = lab.right.start();
+    }
+    right
+}
+
 scenario!(
     /// The right end starts anew each time, so that only the left one knows that the line comes and goes.
     the_far_end_of_a_damped_link_waits_for_it_and_says_so,
@@ -312,32 +323,22 @@ scenario!(
         interval(&mut lab.left, "200ms");
         interval(&mut lab.right, "200ms");
         lab.right.link = "routes = [\"10.50.0.0/24\"]\n".into();
-        let (left, mut right) = lab.up();
-        for loss in 1..=6 {
-            assert!(right.terminate().success());
-            wait_until("the loss", PATIENCE, || left.status()["carrier"]["losses"] == loss);
-            right = lab.right.start();
-            if loss < 6 {
-                [&left, &right].into_iter().for_each(|end| end.wait_for_state("up"));
-            }
-        }
-        let (mut seen_waiting, mut texts) = (0, String::new());
+        let (left, right) = lab.up();
+        let right = comes_and_goes(&lab, &left, right);
+        let mut seen_waiting = 0;
         wait_until("carrier coming at both", PATIENCE, || {
             let held = left.answers() && left.status()["damped"].is_string();
             let ends_later = left.status()["carrier"]["left_s"].as_f64().is_some_and(|left| left > 0.5);
             if held && ends_later && right.answers() && right.status()["state"] == "up" {
                 let there = carrier(&lab.right) || !link_routes(&lab.right).is_empty();
                 let (status, code) = right.status_and_code();
-                texts = String::from_utf8_lossy(
-                    &output_within(lab.right.tieline().arg("status").arg(lab.right.config()), PATIENCE).stdout,
-                )
-                .into_owned();
+                let text = right.status_text();
                 if left.status()["damped"].is_string() {
                     assert!(!there, "packets go into the link, and none comes back: {status}");
                     assert_eq!(code, 3, "{status}");
                     assert_eq!(status["damped"], status["peer"]["damped"], "{status}");
                     assert_eq!(status["carrier"]["losses"], 0, "{status}");
-                    assert!(texts.contains("the peer holds the link back"), "{texts}");
+                    assert!(text.contains("the peer holds the link back"), "{text}");
                     seen_waiting += 1;
                 }
             }
@@ -362,15 +363,8 @@ scenario!(
         interval(&mut lab.left, "200ms");
         interval(&mut lab.right, "200ms");
         lab.left.link = "carrier = \"always\"\nroutes = [\"10.50.0.0/24\"]\n".into();
-        let (left, mut right) = lab.up();
-        for loss in 1..=6 {
-            assert!(right.terminate().success());
-            wait_until("the loss", PATIENCE, || left.status()["carrier"]["losses"] == loss);
-            right = lab.right.start();
-            if loss < 6 {
-                left.wait_for_state("up");
-            }
-        }
+        let (left, right) = lab.up();
+        let right = comes_and_goes(&lab, &left, right);
         let mut seen_waiting = 0;
         wait_until("the link being up", PATIENCE, || {
             // Looked at first, as the wait may end at any moment.

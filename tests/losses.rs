@@ -8,7 +8,7 @@ mod common;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use common::lab::{End, Lab, PATIENCE, Site};
-use common::{nft, output_within, wait_until};
+use common::{nft, wait_until};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
 use tieline::sys::netns::NetNs;
@@ -36,12 +36,6 @@ fn code(end: &End<'_>) -> Value {
     end.status()["problem"]["code"].clone()
 }
 
-/// `tieline status` for people.
-fn text(end: &End<'_>) -> String {
-    let output = output_within(end.site.tieline().arg("status").arg(end.site.config()), PATIENCE);
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 scenario!(packets_that_the_interfaces_full_queue_drops_are_counted_shown_and_told, 90, {
     let lab = Lab::new();
     let (left, right) = lab.up();
@@ -56,7 +50,7 @@ scenario!(packets_that_the_interfaces_full_queue_drops_are_counted_shown_and_tol
     assert!(problem.contains("the queue of tl-left was full") && problem.contains("`tc`"), "{problem}");
     assert!(dropped(&left, "interface_queue") >= 10, "{status}");
     assert!(status["path"]["tx"]["dropped_ratio"].as_f64().unwrap() > 0.01, "{status}");
-    let shown = text(&left);
+    let shown = left.status_text();
     let lines = ["problem   ", "% dropped by this end lately", "by the interface's full queue"];
     assert!(lines.iter().all(|line| shown.contains(line)), "{shown}");
     left.wait_for_log(&["warn", "the queue of tl-left was full", "this machine encrypts"], PATIENCE);
@@ -114,7 +108,7 @@ scenario!(a_way_that_marks_every_datagram_as_congested_is_told_at_the_end_it_lea
         let words = ["from the peer", "ECN CE", "from 192.0.2.1:7311", "traffic class", "DSCP"];
         assert!(words.iter().all(|words| problem.contains(words)), "{problem}");
         assert!(status["path"]["rx"]["dropped_ratio"].as_f64().unwrap() > 0.5, "{status}");
-        let shown = text(&right);
+        let shown = right.status_text();
         let lines = ["problem   ", "% dropped by this end lately", " congested"];
         assert!(lines.iter().all(|line| shown.contains(line)), "{shown}");
         right.wait_for_log(&["warn", "ecn ce", "192.0.2.1:7311", "router or firewall rule"], PATIENCE);

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use common::lab::{End, Lab, PATIENCE, PORT, Site, transfer, wait_for_bytes};
 use common::pulse::{Account, Pulse, ms};
 use common::relay::{Faults, Relay};
-use common::router::{Router, Uplink};
+use common::router::{FIBRE, HQ, HQ_OTHER, RADIO, Router, Uplink};
 use common::transfer::Meter;
 use common::{nft, wait_until};
 use serde_json::Value;
@@ -33,13 +33,6 @@ const DAMPING: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(1_500);
 /// How often an end opens the socket of a silent path anew.
 const REOPENED: Duration = Duration::from_secs(10);
-
-/// Headquarters' line, and what else it may have.
-const HQ: Uplink = Uplink::new("left0", 1);
-const HQ_OTHER: Uplink = Uplink::new("left1", 2);
-/// The branch's uplinks.
-const FIBRE: Uplink = Uplink::new("right0", 11);
-const RADIO: Uplink = Uplink::new("right1", 12);
 
 fn endpoint(uplink: &Uplink, family: usize) -> SocketAddr {
     SocketAddr::new(uplink.own[family], PORT)

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use common::lab::{End, Lab, PORT, Site};
-use common::{output_within, wait_until};
+use common::wait_until;
 use support::crowd::Crowd;
 use support::{EndSetup, secs};
 use tieline::protocol::Event;
@@ -52,8 +52,7 @@ fn wait_for_both_addresses(end: &End<'_>, addresses: [IpAddr; 2], since: Instant
     assert!(addresses.iter().all(|address| text.contains(&address.to_string())), "{text}");
     let [one, other] = addresses.map(|address| address.to_string());
     end.wait_for_log(&["warn", &one, &other], ROUNDS);
-    let shown = output_within(end.site.tieline().arg("status").arg(end.site.config()), ROUNDS);
-    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let shown = end.status_text();
     assert!(shown.contains(&one) && shown.contains(&other), "{shown}");
 }
 

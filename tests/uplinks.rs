@@ -12,20 +12,17 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use common::lab::{End, Lab, PATIENCE, PORT, Site};
-use common::router::{Router, Uplink};
+use common::router::{FIBRE, HQ, RADIO, Router, Uplink};
 use common::stray::sh;
 use common::wait_until;
 
-/// Headquarters' line.
-const HQ: Uplink = Uplink::new("left0", 1);
-/// The branch's uplinks; the route by the first has the lower metric.
-const FIBRE: Uplink = Uplink::new("right0", 11);
-const RADIO: Uplink = Uplink::new("right1", 12);
 /// An uplink is to be taken within a second of the kernel's word. This is what a busy machine may need, and less than a link needs that
 /// waits for its own timers.
 const TAKEN: Duration = Duration::from_secs(4);
 /// The line of `[local]` for a link that is bound to the first uplink.
 const BIND: &str = "bind = \"right0\"\n";
+/// A section for a link with one path, which leaves by it.
+const SINGLE_PATH: &str = "[[path]]\nname = \"dsl\"\npriority = 0\ninterface = \"right0\"\n";
 
 /// Headquarters, which listens and is on line, and a branch that calls it and has no uplink yet.
 fn branch() -> (Lab, Router) {
@@ -98,7 +95,7 @@ scenario!(
     the_interface_of_a_single_path_is_made_anew,
     60,
     the_interface_is_made_anew(|branch| {
-        branch.sections += "[[path]]\nname = \"dsl\"\npriority = 0\ninterface = \"right0\"\n";
+        branch.sections += SINGLE_PATH;
     })
 );
 
@@ -149,7 +146,7 @@ scenario!(
     the_interface_of_a_single_path_that_is_not_there_yet_is_waited_for,
     60,
     it_is_waited_for(&["path dsl is not there yet", "no interface right0"], |branch| {
-        branch.sections += "[[path]]\nname = \"dsl\"\npriority = 0\ninterface = \"right0\"\n";
+        branch.sections += SINGLE_PATH;
     })
 );
 

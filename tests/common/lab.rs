@@ -470,6 +470,12 @@ impl End<'_> {
         self.status_and_code().0
     }
 
+    /// `tieline status` for people.
+    pub fn status_text(&self) -> String {
+        let output = output_within(self.site.tieline().arg("status").arg(self.site.config()), PATIENCE);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// What it has dropped, by reason; without what the kernel dropped at the interface, whose queue may be full.
     pub fn drops(&self) -> Value {
         let mut drops = self.status()["drops"].take();

@@ -46,6 +46,13 @@ impl Uplink {
     }
 }
 
+/// Headquarters' line, and what else it may have.
+pub const HQ: Uplink = Uplink::new("left0", 1);
+pub const HQ_OTHER: Uplink = Uplink::new("left1", 2);
+/// A branch's uplinks; the default route by the first has the lower metric.
+pub const FIBRE: Uplink = Uplink::new("right0", 11);
+pub const RADIO: Uplink = Uplink::new("right1", 12);
+
 /// `IPCTNL_MSG_CT_DELETE` of `NFNL_SUBSYS_CTNETLINK`, about everything (linux/netfilter/nfnetlink_conntrack.h): a `nlmsghdr` with
 /// NLM_F_REQUEST and NLM_F_ACK, and a `nfgenmsg` of zeros.
 const FORGET: [u8; 20] = [20, 0, 0, 0, 2, 1, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
